@@ -1,0 +1,161 @@
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "handoff/base/deadline.hpp"
+#include "supervisor/cli/commands.hpp"
+#include "supervisor/cli/control_client.hpp"
+#include "supervisor/cli/json_view.hpp"
+#include "supervisor/cli/supervisor_process.hpp"
+#include "supervisor/cli/vms.hpp"
+#include "supervisor/config.hpp"
+#include "supervisor/units.hpp"
+
+namespace liveupdate::supervisor::cli {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr size_t kLogLines = 10;
+constexpr auto kPollEvery = 20ms;
+
+struct StartArguments {
+    std::string target;
+    std::string timeout = "60s";
+    bool foreground = false;
+};
+
+struct StopArguments {
+    std::vector<std::string> names;
+    std::string timeout = "30s";
+    bool force = false;
+};
+
+Result<VmConfig> config_of(const Paths& paths, const std::string& target) {
+    const bool is_file = target.find('/') != std::string::npos || target.ends_with(".toml");
+    if (is_file) return load_vm_config(target);
+    TRY(check_vm_name(target));
+    auto config = load_vm_config(paths.config(target));
+    if (!config && config.error().system_errno == ENOENT)
+        return Error(ErrorCode::kNotFound, "there is no VM '" + target + "': " + paths.config(target) +
+                                               " does not exist; write it, or give a file");
+    return config;
+}
+
+// The state a supervisor answers with; empty when none answers.
+std::string state_of(const Paths& paths, const std::string& name) {
+    auto client = ControlClient::connect(paths, name);
+    if (!client) return "";
+    const auto status = client->call({{"command", "status"}}, Deadline::after(5s));
+    return status ? text_at(*status, "/state", "unknown") : "";
+}
+
+ExitCode report_death(CliIo& io, const std::string& name, const SupervisorProcess& process, int status) {
+    io.err << "liveupdate: the supervisor of " << name << " ended "
+           << (status >= 128 ? "by signal " + std::to_string(status - 128)
+                             : "with status " + std::to_string(status))
+           << "; the end of its log " << io.paths.supervisor_log(name) << ":\n"
+           << process.log_tail(kLogLines);
+    // Its own exit codes are those of the command.
+    const bool known = status > 0 && status <= static_cast<int>(ExitCode::kAborted);
+    return known ? static_cast<ExitCode>(status) : ExitCode::kFailed;
+}
+
+ExitCode wait_until_running(
+    CliIo& io, const std::string& name, SupervisorProcess& process, Deadline deadline) {
+    for (;;) {
+        const std::string state = state_of(io.paths, name);
+        if (state == "lost")
+            return complain(io, Error(ErrorCode::kInternal, name + ": the guest is lost")), ExitCode::kLost;
+        if (!state.empty() && state != "starting") {
+            io.out << name << ": " << state << '\n';
+            return ExitCode::kDone;
+        }
+        if (const auto status = process.ended()) return report_death(io, name, process, *status);
+        if (deadline.passed())
+            return complain(io, Error(ErrorCode::kTimeout,
+                                    name + " is still starting; see " + io.paths.supervisor_log(name)));
+        std::this_thread::sleep_for(kPollEvery);
+    }
+}
+
+ExitCode run_start(CliIo& io, const StartArguments& arguments) {
+    const auto config = config_of(io.paths, arguments.target);
+    if (!config) return complain(io, config.error());
+    const auto timeout = parse_duration(arguments.timeout).context("--timeout");
+    if (!timeout) return complain(io, timeout.error());
+    if (const std::string state = state_of(io.paths, config->name); !state.empty()) {
+        io.out << config->name << ": nothing to do: it is " << state << " already\n";
+        return ExitCode::kNothingToDo;
+    }
+    if (const auto made = make_directories(io.paths.vm_runtime_dir(config->name)); !made)
+        return complain(io, made.error());
+    if (arguments.foreground) {
+        io.out.flush();
+        return complain(io, exec_supervisor(io.supervisor_program, config->path));
+    }
+    auto process =
+        SupervisorProcess::spawn(io.supervisor_program, config->path, io.paths.supervisor_log(config->name));
+    if (!process) return complain(io, process.error());
+    return wait_until_running(io, config->name, *process, Deadline::after(*timeout));
+}
+
+// The supervisor answers first and ends then: a `start` right after must not find it.
+void wait_until_gone(const Paths& paths, const std::string& name) {
+    const Deadline deadline = Deadline::after(5s);
+    while (!deadline.passed() && ControlClient::connect(paths, name))
+        std::this_thread::sleep_for(kPollEvery);
+}
+
+ExitCode stop_one(
+    CliIo& io, const std::string& name, const StopArguments& arguments, std::chrono::microseconds timeout) {
+    auto client = ControlClient::connect(io.paths, name);
+    if (!client) {
+        const bool known = ::access(io.paths.config(name).c_str(), F_OK) == 0;
+        if (client.error().code != ErrorCode::kNotFound || !known) return complain(io, client.error());
+        io.out << name << ": nothing to do: it is not running\n";
+        return ExitCode::kNothingToDo;
+    }
+    const auto ms = static_cast<uint64_t>(std::chrono::ceil<std::chrono::milliseconds>(timeout).count());
+    const auto answer = client->call({{"command", "stop"}, {"force", arguments.force}, {"timeout_ms", ms}},
+        Deadline::after(timeout + 10s));
+    if (!answer) return complain(io, answer.error());
+    wait_until_gone(io.paths, name);
+    io.out << name << ": stopped\n";
+    return ExitCode::kDone;
+}
+
+ExitCode run_stop(CliIo& io, const StopArguments& arguments) {
+    const auto names = checked_names(arguments.names);
+    if (!names) return complain(io, names.error());
+    const auto timeout = parse_duration(arguments.timeout).context("--timeout");
+    if (!timeout) return complain(io, timeout.error());
+    ExitCode code = ExitCode::kNothingToDo;
+    for (const auto& name : *names)
+        code = worst(code, stop_one(io, name, arguments, *timeout));
+    return code;
+}
+
+} // namespace
+
+void add_lifecycle_commands(CLI::App& app, Action& chosen) {
+    CLI::App& start = *app.add_subcommand("start", "Start a VM under a supervisor of its own");
+    const auto starting = std::make_shared<StartArguments>();
+    start.add_option("VM", starting->target, "a VM's name, or a path of its TOML file")->required();
+    start.add_flag("--foreground", starting->foreground, "become the supervisor instead of starting one");
+    start.add_option("--timeout", starting->timeout, "how long to wait until it runs")->capture_default_str();
+    start.callback(
+        [starting, &chosen] { chosen = [starting](CliIo& io) { return run_start(io, *starting); }; });
+
+    CLI::App& stop = *app.add_subcommand("stop", "Stop VMs and their supervisors");
+    const auto stopping = std::make_shared<StopArguments>();
+    stop.add_option("NAME", stopping->names, "the VMs, by name")->required();
+    stop.add_flag("--force", stopping->force, "do not wait for the guest");
+    stop.add_option("--timeout", stopping->timeout, "how long to wait for the guest")->capture_default_str();
+    stop.callback(
+        [stopping, &chosen] { chosen = [stopping](CliIo& io) { return run_stop(io, *stopping); }; });
+}
+
+} // namespace liveupdate::supervisor::cli

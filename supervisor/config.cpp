@@ -1,0 +1,200 @@
+#include "supervisor/config.hpp"
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <numeric>
+
+#include "handoff/base/fd.hpp"
+#include "supervisor/config_reader.hpp"
+#include "supervisor/paths.hpp"
+#include "supervisor/units.hpp"
+
+namespace liveupdate::supervisor {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+constexpr uint64_t kLeastMemory = 16 * kMiB;
+constexpr uint64_t kMostMemory = uint64_t{16} << 40; // of one block; below any guest physical address width
+constexpr size_t kMostBlocks = 30;       // a manifest has 32, with the firmware and the witness page
+constexpr size_t kLongestCmdline = 2047; // Linux, x86: COMMAND_LINE_SIZE with its NUL
+constexpr size_t kLongestFile = size_t{1} << 20;
+
+constexpr std::array<std::string_view, 3> kBackings = {"memfd", "tmpfs", "hugetlbfs"};
+constexpr std::array<std::string_view, 4> kConsoleTypes = {"pty", "file", "socket", "none"};
+constexpr std::array<std::string_view, 3> kRehearse = {"always", "plan", "never"};
+constexpr std::array<std::string_view, 2> kOnLost = {"stop", "restart"};
+
+template <size_t N>
+std::vector<std::string_view> words(const std::array<std::string_view, N>& all) {
+    return {all.begin(), all.end()};
+}
+
+void read_vmm(Section vmm, const std::string& folder, VmConfig& config) {
+    vmm.path("binary", folder, config.vmm_binary);
+    vmm.finish();
+}
+
+void read_machine(Section machine, const std::string& folder, VmConfig& config) {
+    machine.integer("vcpus", 1, 64, config.vcpus);
+    machine.string("cpu_template", config.cpu_template);
+    machine.path("kernel", folder, config.kernel);
+    machine.path("firmware", folder, config.firmware);
+    machine.string("cmdline", config.cmdline);
+    if (machine.has("kernel") && machine.has("firmware"))
+        machine.complain(
+            "firmware", "both 'kernel' and 'firmware' in [machine]; keep the one the guest starts from");
+    if (!machine.has("kernel") && !machine.has("firmware"))
+        machine.complain(
+            "", "neither 'kernel' nor 'firmware' in [machine]; write what the guest starts from");
+    if (machine.has("cmdline") && machine.has("firmware") && !machine.has("kernel"))
+        machine.complain(
+            "cmdline", "'cmdline' in [machine] is for a 'kernel', not for 'firmware'; leave it out");
+    if (config.cmdline.size() > kLongestCmdline)
+        machine.complain("cmdline", "'cmdline' in [machine] has " + std::to_string(config.cmdline.size()) +
+                                        " bytes; a kernel takes " + std::to_string(kLongestCmdline));
+    if (config.cpu_template.empty())
+        machine.complain(
+            "cpu_template", "'cpu_template' in [machine] is empty; write its name, or leave it out");
+    machine.finish();
+}
+
+void read_directory(Section& block, const std::string& folder, MemoryConfig& memory) {
+    block.path("directory", folder, memory.directory);
+    if (memory.backing != Backing::kMemfd) {
+        if (memory.directory.empty())
+            memory.directory = memory.backing == Backing::kTmpfs ? "/dev/shm" : "/dev/hugepages";
+    } else if (block.has("directory")) {
+        block.complain("directory",
+            "'directory' in [[memory]] is for backing 'tmpfs' or 'hugetlbfs'; a memfd lies in no folder");
+    }
+}
+
+MemoryConfig read_block(Section block, const std::string& folder) {
+    MemoryConfig memory;
+    const bool sized = block.size("size", memory.size);
+    block.choice("backing", words(kBackings), memory.backing);
+    read_directory(block, folder, memory);
+    const uint64_t page = memory.backing == Backing::kHugetlbfs ? 2 * kMiB : 4096;
+    if (!block.has("size"))
+        block.complain("", "'size' is missing in [[memory]]; write for example size = \"512M\"");
+    else if (sized && (memory.size == 0 || memory.size % page != 0))
+        block.complain("size", "'size' in [[memory]] is " + std::to_string(memory.size) + " bytes; " +
+                                   std::string(to_string(memory.backing)) + " needs a multiple of " +
+                                   exact_size(page));
+    else if (memory.size > kMostMemory)
+        block.complain(
+            "size", "'size' in [[memory]] is more than " + exact_size(kMostMemory) + "; write less");
+    if (memory.size % page != 0 || memory.size > kMostMemory) memory.size = 0; // not to be added up
+    block.finish();
+    return memory;
+}
+
+void read_memory(Section& top, Complaints& complaints, const std::string& folder, VmConfig& config) {
+    const auto blocks = top.tables("memory");
+    if (blocks.empty() && !top.has("memory"))
+        return top.complain("memory", "[[memory]] is missing; write one with for example size = \"512M\"");
+    if (blocks.size() > kMostBlocks)
+        return top.complain(
+            "memory", "more than " + std::to_string(kMostBlocks) + " [[memory]] blocks; join some");
+    for (const toml::table* block : blocks)
+        config.memory.push_back(read_block(Section(complaints, "[[memory]]", block), folder));
+    const bool all_sized = std::all_of(
+        config.memory.begin(), config.memory.end(), [](const MemoryConfig& m) { return m.size > 0; });
+    if (!blocks.empty() && all_sized && config.memory_bytes() < kLeastMemory)
+        top.complain("memory", "[[memory]] is " + human_size(config.memory_bytes()) +
+                                   " in sum; a guest needs at least " + human_size(kLeastMemory));
+}
+
+void read_console(Section console, const std::string& folder, VmConfig& config) {
+    console.choice("type", words(kConsoleTypes), config.console);
+    console.path("path", folder, config.console_path);
+    if (config.console == ConsoleType::kFile && !console.has("path"))
+        console.complain("type", "'path' is missing in [console]; type 'file' needs it");
+    if (config.console != ConsoleType::kFile && console.has("path"))
+        console.complain("path", "'path' in [console] is for type 'file' only; leave it out");
+    console.finish();
+}
+
+void read_update(Section update, VmConfig& config) {
+    update.choice("rehearse", words(kRehearse), config.rehearse);
+    update.duration("probation", 0us, 1h, config.probation);
+    update.duration("blackout_limit", 1ms, 60s, config.blackout_limit);
+    update.duration("timeout", 100ms, 1h, config.timeout);
+    update.boolean("populate", config.populate);
+    update.finish();
+}
+
+void read_policy(Section policy, VmConfig& config) {
+    policy.choice("on_lost", words(kOnLost), config.on_lost);
+    policy.string("owner", config.owner);
+    policy.string("group", config.group);
+    policy.finish();
+}
+
+void read_debug(Section debug, VmConfig& config) {
+    debug.boolean("witness", config.witness);
+    debug.finish();
+}
+
+} // namespace
+
+std::string_view to_string(Backing backing) {
+    return kBackings[static_cast<size_t>(backing)];
+}
+std::string_view to_string(ConsoleType type) {
+    return kConsoleTypes[static_cast<size_t>(type)];
+}
+std::string_view to_string(Rehearse rehearse) {
+    return kRehearse[static_cast<size_t>(rehearse)];
+}
+std::string_view to_string(OnLost on_lost) {
+    return kOnLost[static_cast<size_t>(on_lost)];
+}
+
+uint64_t VmConfig::memory_bytes() const {
+    return std::accumulate(memory.begin(), memory.end(), uint64_t{0},
+        [](uint64_t sum, const MemoryConfig& block) { return sum + block.size; });
+}
+
+Result<VmConfig> parse_vm_config(std::string_view toml, const std::string& path) {
+    const std::filesystem::path file(path);
+    if (file.extension() != ".toml")
+        return Error(ErrorCode::kInvalid, path + ": a VM's file ends in .toml; rename it");
+    VmConfig config;
+    config.path = path;
+    config.name = file.stem().string();
+    TRY(check_vm_name(config.name).context(path));
+
+    Complaints complaints(path);
+    const auto parsed = toml::parse(toml, path);
+    if (!parsed) {
+        complaints.add(parsed.error().source().begin, parsed.error().description());
+        return complaints.result().error();
+    }
+    const std::string folder = file.parent_path().string();
+    const toml::table& root = parsed.table();
+    Section top(complaints, "", &root);
+    read_vmm(Section(complaints, "[vmm]", top.table("vmm")), folder, config);
+    read_machine(Section(complaints, "[machine]", top.table("machine")), folder, config);
+    read_memory(top, complaints, folder, config);
+    read_console(Section(complaints, "[console]", top.table("console")), folder, config);
+    read_update(Section(complaints, "[update]", top.table("update")), config);
+    read_policy(Section(complaints, "[policy]", top.table("policy")), config);
+    read_debug(Section(complaints, "[debug]", top.table("debug")), config);
+    top.finish();
+    TRY(complaints.result());
+    return config;
+}
+
+Result<VmConfig> load_vm_config(const std::string& path) {
+    std::error_code problem;
+    const std::string absolute = std::filesystem::absolute(path, problem).lexically_normal().string();
+    if (problem) return Error(ErrorCode::kSystem, "find " + path + ": " + problem.message(), problem.value());
+    TRY_ASSIGN(const std::string toml, fd::read_file(absolute, kLongestFile));
+    return parse_vm_config(toml, absolute);
+}
+
+} // namespace liveupdate::supervisor

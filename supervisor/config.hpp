@@ -1,0 +1,75 @@
+// A VM's TOML file, read strictly: docs and defaults are told beside each field here.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "handoff/base/result.hpp"
+
+namespace liveupdate::supervisor {
+
+enum class Backing { kMemfd, kTmpfs, kHugetlbfs };
+enum class ConsoleType { kPty, kFile, kSocket, kNone };
+enum class Rehearse { kAlways, kPlan, kNever };
+enum class OnLost { kStop, kRestart };
+
+// The words of the file.
+std::string_view to_string(Backing backing);
+std::string_view to_string(ConsoleType type);
+std::string_view to_string(Rehearse rehearse);
+std::string_view to_string(OnLost on_lost);
+
+constexpr std::string_view kDefaultVmmBinary = "/usr/libexec/liveupdate/liveupdate-vmm";
+
+// One [[memory]] block; in the order of the file they follow each other in guest physical memory.
+struct MemoryConfig {
+    uint64_t size = 0; // bytes; a multiple of 4 KiB, of 2 MiB for hugetlbfs
+    Backing backing = Backing::kMemfd;
+    std::string directory; // where the unlinked file is made; empty for memfd
+};
+
+struct VmConfig {
+    std::string name; // the file's stem; check_vm_name() has accepted it
+    std::string path; // of the file, as it was given
+
+    std::string vmm_binary{kDefaultVmmBinary};
+
+    unsigned vcpus = 1;                       // 1..64
+    std::string cpu_template = "x86-64-v2.1"; // only a name here; the VMM knows which there are
+    std::string kernel;                       // a PVH ELF image; exactly one of kernel and firmware is set
+    std::string firmware;                     // a flat image of at most 16 MiB; the size is not checked here
+    std::string cmdline;                      // for the kernel
+
+    std::vector<MemoryConfig> memory; // one or more, at least 16 MiB in sum
+
+    ConsoleType console = ConsoleType::kPty;
+    std::string console_path; // file only
+
+    Rehearse rehearse = Rehearse::kAlways;
+    std::chrono::microseconds probation = std::chrono::seconds(2);
+    std::chrono::microseconds blackout_limit =
+        std::chrono::milliseconds(100);                           // then the source takes the guest back
+    std::chrono::microseconds timeout = std::chrono::seconds(30); // preparing and rehearsing together
+    bool populate = true; // fill the destination's page tables beforehand
+
+    OnLost on_lost = OnLost::kStop;
+    std::string owner; // may use the control socket; empty: only root and the supervisor's own user
+    std::string group; // its members may use the control socket; empty: none
+
+    bool witness = false; // map the witness page, which tests read
+
+    uint64_t memory_bytes() const;
+};
+
+// Pure: touches no file. `path` gives the VM's name, is named in errors, and its folder is what relative
+// paths in the file start from. Paths in the result are absolute when `path` is. kInvalid with one line
+// "path:line:column: what is wrong" for each thing that is wrong, in the order of the file.
+Result<VmConfig> parse_vm_config(std::string_view toml, const std::string& path);
+
+// Reads the file (at most 1 MiB) and parses it; the result's paths are absolute.
+Result<VmConfig> load_vm_config(const std::string& path);
+
+} // namespace liveupdate::supervisor

@@ -1,0 +1,38 @@
+// All that a guest consists of beside its device state, held by the supervisor as file descriptors: RAM
+// blocks, the baton, /dev/kvm, the console. Every VMM of the guest is given these, by name.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "handoff/baton.hpp"
+#include "handoff/channel.hpp"
+#include "handoff/manifest.hpp"
+#include "supervisor/config.hpp"
+#include "supervisor/paths.hpp"
+
+namespace liveupdate::supervisor {
+
+struct GuestFiles {
+    handoff::Manifest manifest;
+    UniqueFd baton_fd;
+    std::unique_ptr<handoff::Baton> baton;
+    handoff::NamedFds devices; // "kvm", "console", "console-slave"
+
+    // Fresh RAM, a free baton, an opened console.
+    static Result<GuestFiles> create(const VmConfig& config, const Paths& paths);
+    // What a VMM that already runs the guest gave back.
+    static Result<GuestFiles> adopt(const handoff::proto::Manifest& manifest, handoff::NamedFds fds);
+
+    // Borrowed fds for a launch (beside the boot image) or a preparation (beside the transfer area).
+    std::vector<handoff::FdToSend> to_send() const;
+};
+
+// What the CLI connects a terminal to: the pty's slave, the file, or the socket. Empty for none.
+std::string console_path(const VmConfig& config, const Paths& paths);
+
+// The kernel of a launch, opened; an empty fd for firmware, which lies in a RAM block.
+Result<UniqueFd> open_boot_image(const VmConfig& config);
+
+} // namespace liveupdate::supervisor

@@ -1,0 +1,91 @@
+// liveupdated: the supervisor of one VM.
+#include <fcntl.h>
+#include <signal.h>
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "handoff/base/fd.hpp"
+#include "liveupdate_version.hpp"
+#include "supervisor/access.hpp"
+#include "supervisor/config.hpp"
+#include "supervisor/exit_code.hpp"
+#include "supervisor/paths.hpp"
+#include "supervisor/vm.hpp"
+#include "systemd/event_loop.hpp"
+
+namespace {
+
+using namespace liveupdate;
+using namespace liveupdate::supervisor;
+
+constexpr auto kLockTime = std::chrono::seconds(2);
+
+// One supervisor for a VM: the lock goes with the process.
+Result<UniqueFd> lock_vm(const VmConfig& config, const Paths& paths) {
+    TRY(make_directories(paths.vm_runtime_dir(config.name)));
+    TRY_ASSIGN(UniqueFd file, fd::open(paths.supervisor_pid(config.name), O_RDWR | O_CREAT, 0644));
+    // A supervisor that has just been told to stop may hold it for a moment longer.
+    const Deadline deadline = Deadline::after(kLockTime);
+    while (::flock(file.get(), LOCK_EX | LOCK_NB) < 0) {
+        if (deadline.passed()) return Error(ErrorCode::kBusy, config.name + " has a supervisor already");
+        ::usleep(10'000);
+    }
+    const std::string pid = std::to_string(::getpid()) + "\n";
+    if (::ftruncate(file.get(), 0) < 0) return Error::from_errno("write the pid file");
+    TRY(fd::write_all(file.get(), pid.data(), pid.size()));
+    return file;
+}
+
+Result<int> supervise(const std::string& config_path) {
+    TRY_ASSIGN(const VmConfig config, load_vm_config(config_path));
+    TRY_ASSIGN(const Paths paths, resolve_paths());
+    TRY_ASSIGN(const UniqueFd lock, lock_vm(config, paths));
+    TRY(make_directories(paths.vm_state_dir(config.name)));
+    TRY_ASSIGN(History history, History::open(paths.history(config.name)));
+    for (const std::string& warning : history.warnings())
+        spdlog::warn("{}: {}", config.name, warning);
+    TRY_ASSIGN(AccessPolicy access, resolve_access(config.owner, config.group));
+
+    TRY_ASSIGN(const auto loop, systemd::EventLoop::create());
+    VmSupervisor vm(*loop, config, paths, std::move(history));
+    TRY_ASSIGN(const auto term, loop->add_signal(SIGTERM, [&](const signalfd_siginfo&) { vm.stop(); }));
+    TRY_ASSIGN(const auto interrupt, loop->add_signal(SIGINT, [&](const signalfd_siginfo&) { vm.stop(); }));
+    TRY(vm.start());
+    ControlServerOptions options;
+    options.path = paths.control_socket(config.name);
+    options.access = std::move(access);
+    TRY_ASSIGN(const auto server, ControlServer::create(*loop, vm, std::move(options)));
+    return loop->run();
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    CLI::App app{
+        "The supervisor of one VM: runs its VMM and updates it in place. `liveupdate start` starts it."};
+    std::string config;
+    bool foreground = false;
+    app.add_option("--config", config, "The VM's TOML file")->required();
+    app.add_flag(
+        "--foreground", foreground, "Stay in the foreground, which is what it always does: for unit files");
+    app.set_version_flag("--version", "liveupdated " + std::string(kVersion));
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::ParseError& e) {
+        return app.exit(e) == 0 ? 0 : 2;
+    }
+    ::signal(SIGPIPE, SIG_IGN);
+    spdlog::set_default_logger(spdlog::stderr_logger_mt("liveupdated"));
+    spdlog::set_pattern("%Y-%m-%d %H:%M:%S.%e %l %v");
+    auto code = supervise(config);
+    if (!code) {
+        std::fprintf(stderr, "liveupdated: %s\n", code.error().message.c_str());
+        return code.error().code == ErrorCode::kInvalid ? 2 : 1;
+    }
+    return *code;
+}

@@ -1,0 +1,83 @@
+// One VM: its files, the VMM that runs it, its updates and its history. Lives on the event loop's thread;
+// an update runs on a thread of its own and has the VMM to itself until it is over.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include <nlohmann/json.hpp>
+
+#include "supervisor/config.hpp"
+#include "supervisor/control_server.hpp"
+#include "supervisor/guest_files.hpp"
+#include "supervisor/history.hpp"
+#include "supervisor/paths.hpp"
+#include "supervisor/update.hpp"
+#include "supervisor/vmm_process.hpp"
+#include "systemd/event_loop.hpp"
+
+namespace liveupdate::supervisor {
+
+class VmSupervisor final : public ControlHandler {
+public:
+    VmSupervisor(systemd::EventLoop& loop, VmConfig config, Paths paths, History history);
+    ~VmSupervisor() override;
+
+    // Adopts the VMM that still runs this guest, or starts one. Before the loop runs.
+    Result<void> start();
+    // Ends the guest and the loop.
+    void stop();
+
+    void handle(nlohmann::json request, std::shared_ptr<ControlReply> reply) override;
+
+private:
+    enum class State { kStarting, kRunning, kUpdating, kStopping, kStopped, kLost };
+    static std::string_view word(State state);
+
+    Result<bool> adopt();
+    Result<void> launch();
+    void watch();
+    void unwatch();
+    void vmm_spoke();
+    void guest_gone(const std::string& why);
+    void guest_event(const handoff::proto::GuestEvent& event);
+    void restart_guest(const std::string& why);
+
+    nlohmann::json status() const;
+    void begin_update(const nlohmann::json& request, std::shared_ptr<ControlReply> reply);
+    Result<UpdateRequest> read_request(const nlohmann::json& request, UpdateKind kind);
+    bool is_current(const UpdateRequest& request) const;
+    void run_update(UpdateRequest request, std::shared_ptr<ControlReply> reply);
+    void update_over(
+        UpdateRecord record, std::optional<OpenBinary> previous, const std::shared_ptr<ControlReply>& reply);
+    bool abort_update();               // false: there is none
+    void end_guest(Deadline deadline); // the VMM ends by itself until then
+
+    systemd::EventLoop& loop_;
+    VmConfig config_;
+    Paths paths_;
+    History history_;
+    State state_ = State::kStarting;
+    std::string lost_why_;
+
+    std::optional<GuestFiles> files_;
+    VmmProcess vmm_;
+    std::optional<OpenBinary> previous_;
+    RecordedBinary running_; // of vmm_, kept apart: an update has vmm_ to itself
+    std::string previous_version_;
+    pid_t running_pid_ = 0;
+    uint64_t running_since_ = 0;
+
+    systemd::Source pidfd_source_;
+    systemd::Source channel_source_;
+
+    std::thread update_thread_;
+    UniqueFd cancel_fd_;
+    std::string update_id_;
+    std::string update_phase_;
+    bool test_faults_;
+};
+
+} // namespace liveupdate::supervisor

@@ -1,0 +1,261 @@
+// How guests start, what memory and consoles they may have, and that an update keeps all of it.
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "handoff/base/fd.hpp"
+#include "tests/integration/checks.hpp"
+#include "tests/support/command.hpp"
+#include "tests/support/temporary_folder.hpp"
+
+namespace liveupdate::tests {
+namespace {
+
+namespace fs = std::filesystem;
+using ::tests::guests::read_field;
+using ::tests::guests::write_field;
+
+TEST_CASE("a firmware image runs from its reset vector and ends the VM with its status") {
+    NEEDS_KVM();
+    const TemporaryFolder folder;
+    std::ofstream(folder.at("vm.toml"))
+        << "[vmm]\nbinary = \"" << program("liveupdate-vmm") << "\"\n[machine]\nfirmware = \""
+        << guest_image("firmware.bin")
+        << "\"\n[[memory]]\nsize = \"16M\"\n[console]\ntype = \"file\"\npath = \"" << folder.at("console")
+        << "\"\n";
+    const auto ended = run_command({program("liveupdated"), "--config", folder.at("vm.toml")},
+        {"LIVEUPDATE_RUNTIME_DIR=" + folder.at("run"), "LIVEUPDATE_STATE_DIR=" + folder.at("state")});
+    CHECK(!ended.timed_out);
+    CHECK_MESSAGE(ended.status == 0, ended.err);
+    const auto console = fd::read_file(folder.at("console"));
+    REQUIRE(console);
+    CHECK(*console == "firmware ok\n");
+}
+
+void pattern_survives(LiveVmOptions options, uint64_t least_bytes) {
+    options.guest = "pattern.elf";
+    options.cmdline = "step=1 stride=4096";
+    // Populating much RAM yields to whatever else the host does.
+    options.update_toml = "probation = \"20ms\"\ntimeout = \"110s\"\n";
+    const auto vm = started(options);
+    auto& header = vm->writable_report().header;
+    const auto& pattern = vm->report().vcpus[0].pattern;
+    CHECK(read_field(header.pattern_bytes) > least_bytes);
+    update_in_turn(*vm, 0, 1); // populates, which makes the passes fast
+    for (unsigned pass = 1; pass <= 2; ++pass) {
+        write_field(header.go, pass);
+        REQUIRE(
+            LiveVm::eventually([&] { return read_field(pattern.passes) >= pass; }, std::chrono::seconds(60)));
+        update_in_turn(*vm, pass, 1);
+    }
+    CHECK(read_field(pattern.slots_verified) > 0);
+    CHECK(read_field(pattern.mismatches) == 0);
+    check_sound(*vm, 1);
+}
+
+constexpr uint64_t kMiB = 1 << 20;
+
+TEST_CASE("a guest whose RAM is made of two blocks keeps both") {
+    NEEDS_KVM();
+    LiveVmOptions options;
+    options.extra_toml = "[[memory]]\nsize = \"64M\"\n";
+    pattern_survives(options, 100 * kMiB);
+}
+
+TEST_CASE("a guest keeps RAM on both sides of the PCI hole") {
+    NEEDS_KVM();
+    LiveVmOptions options;
+    options.memory_mib = 3072 + 64;
+    pattern_survives(options, 3100 * kMiB);
+}
+
+size_t files_in(const std::string& directory) {
+    size_t count = 0;
+    for ([[maybe_unused]] const auto& entry : fs::directory_iterator(directory))
+        ++count;
+    return count;
+}
+
+TEST_CASE("RAM in tmpfs files is kept, and leaves no file behind") {
+    NEEDS_KVM();
+    const TemporaryFolder folder; // for a tmpfs of its own, where we may mount one
+    LiveVmOptions options;
+    options.backing = "tmpfs";
+    fs::create_directory(folder.at("ram"));
+    if (::mount("none", folder.at("ram").c_str(), "tmpfs", 0, nullptr) == 0)
+        options.backing_directory = folder.at("ram");
+    const size_t before = files_in(options.backing_directory);
+    pattern_survives(options, 50 * kMiB);
+    CHECK(files_in(options.backing_directory) == before);
+    ::umount(folder.at("ram").c_str());
+}
+
+// vm.nr_hugepages as it was, at the end.
+class HugePages {
+public:
+    explicit HugePages(unsigned more) {
+        std::ifstream(kFile) >> before_;
+        std::ofstream(kFile) << before_ + more;
+        unsigned now = 0;
+        std::ifstream(kFile) >> now;
+        enough_ = now >= before_ + more;
+    }
+    HugePages(const HugePages&) = delete;
+    HugePages& operator=(const HugePages&) = delete;
+    ~HugePages() { std::ofstream(kFile) << before_; }
+    bool enough() const { return enough_; }
+
+private:
+    static constexpr const char* kFile = "/proc/sys/vm/nr_hugepages";
+    unsigned before_ = 0;
+    bool enough_ = false;
+};
+
+TEST_CASE("RAM in hugetlbfs files is kept") {
+    NEEDS_KVM();
+    const TemporaryFolder folder;
+    fs::create_directory(folder.at("huge"));
+    const HugePages pages(48);
+    if (!pages.enough() || ::mount("none", folder.at("huge").c_str(), "hugetlbfs", 0, nullptr) != 0) {
+        std::printf("SKIPPED: no huge pages can be had here\n");
+        return;
+    }
+    LiveVmOptions options;
+    options.backing = "hugetlbfs";
+    options.backing_directory = folder.at("huge");
+    options.memory_mib = 64;
+    pattern_survives(options, 50 * kMiB);
+    CHECK(files_in(folder.at("huge")) == 0);
+    ::umount(folder.at("huge").c_str());
+}
+
+// Reads a serial guest's lines and checks that each follows the one before; echoes are kept apart.
+class LineReader {
+public:
+    explicit LineReader(int fd) : fd_(fd) {}
+
+    // Reads on until `count` more numbered lines have come.
+    bool read_lines(unsigned count) {
+        const uint64_t wanted = lines_ + count;
+        while (lines_ < wanted) {
+            pollfd polled{fd_, POLLIN, 0};
+            char buffer[4096];
+            if (::poll(&polled, 1, 10'000) != 1) return false;
+            const ssize_t n = ::read(fd_, buffer, sizeof(buffer));
+            if (n <= 0) return false;
+            text_.append(buffer, static_cast<size_t>(n));
+            take_lines();
+        }
+        return true;
+    }
+    const std::string& echoes() const { return echoes_; }
+    const std::string& wrong() const { return wrong_; }
+
+private:
+    void take_lines() {
+        for (size_t end = 0; (end = text_.find('\n')) != std::string::npos; text_.erase(0, end + 1))
+            take(text_.substr(0, end));
+    }
+    void take(const std::string& line) {
+        if (line.starts_with(">")) {
+            echoes_ += line + "\n";
+            return;
+        }
+        unsigned long long number = 0;
+        const bool whole =
+            std::sscanf(line.c_str(), "line %8llu ............", &number) == 1 && line.size() == 26;
+        // The first may have been cut, as nobody was there yet.
+        if ((!whole || number != next_) && lines_ > 0 && wrong_.empty())
+            wrong_ = "'" + line + "' where line " + std::to_string(next_) + " was due";
+        if (!whole && lines_ == 0) return;
+        next_ = number + 1;
+        ++lines_;
+    }
+
+    int fd_;
+    std::string text_, echoes_, wrong_;
+    uint64_t lines_ = 0, next_ = 0;
+};
+
+void console_survives(const std::string& type, const std::function<UniqueFd(const std::string&)>& open) {
+    LiveVmOptions options;
+    options.guest = "serial.elf";
+    options.cmdline = "irq=1 pace_us=200";
+    options.console_toml = "type = \"" + type + "\"\n";
+    const auto vm = started(options);
+    const UniqueFd console = open(vm->status()["console"]["path"]);
+    REQUIRE(console);
+    LineReader reader(console.get());
+    REQUIRE(reader.read_lines(20));
+    for (unsigned n = 0; n < 6; ++n) {
+        const std::string word = "hello " + std::to_string(n) + "\n";
+        REQUIRE(::write(console.get(), word.data(), word.size()) == static_cast<ssize_t>(word.size()));
+        update_in_turn(*vm, n, 1);
+        REQUIRE(reader.read_lines(50));
+    }
+    CHECK(
+        LiveVm::eventually([&] { return reader.read_lines(1) && reader.echoes().ends_with(">hello 5\n"); }));
+    CHECK(reader.echoes() == ">hello 0\n>hello 1\n>hello 2\n>hello 3\n>hello 4\n>hello 5\n");
+    CHECK_MESSAGE(reader.wrong().empty(), reader.wrong());
+    check_sound(*vm, 1);
+}
+
+TEST_CASE("a client of a console socket stays connected through updates and misses no byte") {
+    NEEDS_KVM();
+    console_survives("socket", [](const std::string& path) {
+        auto connected = fd::unix_connect(path, SOCK_STREAM);
+        return connected ? std::move(*connected) : UniqueFd();
+    });
+}
+
+TEST_CASE("a reader of a console terminal misses no byte through updates") {
+    NEEDS_KVM();
+    console_survives("pty", [](const std::string& path) {
+        return UniqueFd(::open(path.c_str(), O_RDWR | O_NOCTTY | O_CLOEXEC));
+    });
+}
+
+void reset_restarts(::tests::guests::StopCommand how, unsigned updates) {
+    const auto vm = started({});
+    update_in_turn(*vm, 0, updates);
+    const pid_t before = vm->vmm_pid();
+    write_field(vm->writable_report().header.stop, how);
+    REQUIRE(LiveVm::eventually([&] {
+        const pid_t now = vm->vmm_pid();
+        return now > 0 && now != before;
+    }));
+    REQUIRE(vm->map_guest());
+    REQUIRE(vm->guest_started());
+    check_sound(*vm, 1);
+    update_in_turn(*vm, updates, 2);
+    check_sound(*vm, 1);
+}
+
+TEST_CASE("a reset by the keyboard controller starts the guest anew, also after an update") {
+    NEEDS_KVM();
+    reset_restarts(::tests::guests::kStopResetByKeyboard, 0);
+    reset_restarts(::tests::guests::kStopResetByKeyboard, 1);
+}
+
+TEST_CASE("a reset by port 0xCF9 starts the guest anew, also after an update") {
+    NEEDS_KVM();
+    reset_restarts(::tests::guests::kStopResetByPort, 0);
+    reset_restarts(::tests::guests::kStopResetByPort, 1);
+}
+
+TEST_CASE("a guest that is asked to end ends its VM and the supervisor") {
+    NEEDS_KVM();
+    const auto vm = started({});
+    update_in_turn(*vm, 0, 1);
+    write_field(vm->writable_report().header.stop, ::tests::guests::kStopExit);
+    CHECK(vm->await_supervisor_end() == 0);
+    CHECK(LiveVm::eventually([&] { return processes_of(vm->directory()).empty(); }));
+}
+
+} // namespace
+} // namespace liveupdate::tests

@@ -1,0 +1,71 @@
+#include "tests/integration/checks.hpp"
+
+#include <cstdlib>
+
+namespace liveupdate::tests {
+
+using supervisor::Outcome;
+using ::tests::guests::read_field;
+
+unsigned number_from(const char* variable, unsigned otherwise) {
+    const char* text = std::getenv(variable);
+    return text == nullptr || *text == '\0' ? otherwise
+                                            : static_cast<unsigned>(std::strtoul(text, nullptr, 10));
+}
+
+std::unique_ptr<LiveVm> started(LiveVmOptions options) {
+    auto vm = LiveVm::start(std::move(options));
+    REQUIRE_MESSAGE(vm, vm.error().message);
+    REQUIRE((*vm)->guest_started());
+    return std::move(*vm);
+}
+
+std::string turn(unsigned n) {
+    return program(n % 2 == 0 ? "liveupdate-vmm-next" : "liveupdate-vmm");
+}
+
+void update_in_turn(LiveVm& vm, unsigned first, unsigned count) {
+    for (unsigned n = first; n < first + count; ++n) {
+        const auto record = vm.update(turn(n));
+        REQUIRE_MESSAGE(record, "update ", n, ": ", record.error().message);
+        REQUIRE_MESSAGE(record->outcome == Outcome::kCompleted, "update ", n, ": ",
+            to_string(record->outcome), ": ", record->reason);
+        REQUIRE_MESSAGE(read_field(vm.report().header.errors) == 0, "the guest's first error after update ",
+            n, " is ", read_field(vm.report().header.first_error));
+    }
+}
+
+void check_never_two_owners(const LiveVm& vm, unsigned vcpus) {
+    if (vm.witness() == nullptr) return;
+    for (unsigned v = 0; v < vcpus; ++v)
+        CHECK_MESSAGE(vm.witness()[v].violations.load() == 0, "vCPU ", v);
+}
+
+void check_sound(LiveVm& vm, unsigned vcpus) {
+    const auto& header = vm.report().header;
+    CHECK_MESSAGE(read_field(header.errors) == 0, "the guest's first error is ",
+        read_field(header.first_error), " with ", read_field(header.first_error_args[0]), ", ",
+        read_field(header.first_error_args[1]), " on vCPU ", read_field(header.first_error_vcpu));
+    check_never_two_owners(vm, vcpus);
+    CHECK(vm.baton().read().state == handoff::BatonState::kHeld);
+    const auto status = vm.status();
+    CHECK_MESSAGE(status.value("state", "") == "running", status.dump());
+    CHECK(vm.goes_on());
+    if (vm.witness() == nullptr) return;
+    const uint64_t epoch = vm.baton().read().epoch;
+    for (unsigned v = 0; v < vcpus; ++v)
+        CHECK(LiveVm::eventually([&] { return vm.witness()[v].epoch.load() == epoch; }));
+}
+
+void check_nothing_leaked(LiveVm& vm, const Holdings& before) {
+    Holdings now;
+    const bool same = LiveVm::eventually(
+        [&] {
+            now = vm.holdings();
+            return now == before;
+        },
+        std::chrono::seconds(3));
+    CHECK_MESSAGE(same, difference(before, now));
+}
+
+} // namespace liveupdate::tests

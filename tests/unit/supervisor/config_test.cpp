@@ -1,0 +1,213 @@
+#include "supervisor/config.hpp"
+
+#include <doctest/doctest.h>
+
+#include "test_folder.hpp"
+
+using namespace liveupdate;
+using namespace liveupdate::supervisor;
+using namespace std::chrono_literals;
+
+namespace {
+
+const std::string kPath = "/etc/liveupdate/vms/web1.toml";
+const std::string kLeast = "[machine]\nkernel = \"/boot/vmlinux\"\n[[memory]]\nsize = \"512M\"\n";
+
+VmConfig good(const std::string& toml) {
+    auto config = parse_vm_config(toml, kPath);
+    INFO((config ? "" : config.error().message));
+    REQUIRE(config.has_value());
+    return *config;
+}
+
+// The errors of a file, without its path.
+std::string errors_of(const std::string& toml) {
+    const auto config = parse_vm_config(toml, kPath);
+    REQUIRE_FALSE(config.has_value());
+    CHECK(config.error().code == ErrorCode::kInvalid);
+    std::string text = config.error().message;
+    for (size_t at = text.find(kPath + ":"); at != std::string::npos; at = text.find(kPath + ":"))
+        text.erase(at, kPath.size() + 1);
+    return text;
+}
+
+// The error of a good file with one more line in a section that it has not.
+std::string error_with(const std::string& addition) {
+    return errors_of(kLeast + addition);
+}
+
+} // namespace
+
+TEST_CASE("the least file has every default") {
+    const VmConfig config = good(kLeast);
+    CHECK(config.name == "web1");
+    CHECK(config.vmm_binary == kDefaultVmmBinary);
+    CHECK(config.vcpus == 1);
+    CHECK(config.cpu_template == "x86-64-v2.1");
+    CHECK(config.kernel == "/boot/vmlinux");
+    CHECK(config.firmware.empty());
+    REQUIRE(config.memory.size() == 1);
+    CHECK(config.memory_bytes() == 512u << 20);
+    CHECK(config.memory[0].backing == Backing::kMemfd);
+    CHECK(config.console == ConsoleType::kPty);
+    CHECK(config.rehearse == Rehearse::kAlways);
+    CHECK(config.probation == 2s);
+    CHECK(config.blackout_limit == 100ms);
+    CHECK(config.timeout == 30s);
+    CHECK(config.populate);
+    CHECK(config.on_lost == OnLost::kStop);
+    CHECK(config.group.empty());
+    CHECK_FALSE(config.witness);
+}
+
+TEST_CASE("a full file is read whole") {
+    const VmConfig config = good(R"(
+[vmm]
+binary = "../vmm/liveupdate-vmm"
+[machine]
+vcpus = 64
+cpu_template = "x86-64-v3.1"
+firmware = "fw.bin"
+[[memory]]
+size = 1073741824
+backing = "tmpfs"
+[[memory]]
+size = "4G"
+backing = "hugetlbfs"
+directory = "/mnt/huge"
+[console]
+type = "file"
+path = "/var/log/web1.console"
+[update]
+rehearse = "plan"
+probation = "0s"
+blackout_limit = "50ms"
+timeout = "1m"
+populate = false
+[policy]
+on_lost = "restart"
+owner = "root"
+group = "liveupdate"
+[debug]
+witness = true
+)");
+    CHECK(config.vmm_binary == "/etc/liveupdate/vmm/liveupdate-vmm");
+    CHECK(config.vcpus == 64);
+    CHECK(config.firmware == "/etc/liveupdate/vms/fw.bin");
+    REQUIRE(config.memory.size() == 2);
+    CHECK(config.memory[0].size == 1u << 30);
+    CHECK(config.memory[0].directory == "/dev/shm");
+    CHECK(config.memory[1].backing == Backing::kHugetlbfs);
+    CHECK(config.memory[1].directory == "/mnt/huge");
+    CHECK(config.console == ConsoleType::kFile);
+    CHECK(config.console_path == "/var/log/web1.console");
+    CHECK(config.rehearse == Rehearse::kPlan);
+    CHECK(config.probation == 0s);
+    CHECK(config.timeout == 1min);
+    CHECK_FALSE(config.populate);
+    CHECK(config.on_lost == OnLost::kRestart);
+    CHECK(config.owner == "root");
+    CHECK(config.group == "liveupdate");
+    CHECK(config.witness);
+}
+
+TEST_CASE("an unknown key is told with its place and the nearest key") {
+    CHECK(errors_of("[machine]\nkernel = \"/k\"\nvcpu = 2\n[[memory]]\nsize = \"16M\"\n") ==
+          "3:1: unknown key 'vcpu' in [machine]; did you mean 'vcpus'?");
+    CHECK(error_with("[update]\n  colour = 1\n") == "6:3: unknown key 'colour' in [update]");
+    CHECK(error_with("[upate]\nx = 1\n").find("unknown section 'upate'; did you mean 'update'?") !=
+          std::string::npos);
+    CHECK(errors_of("vcpus = 2\n" + kLeast) == "1:1: unknown key 'vcpus'");
+}
+
+TEST_CASE("all errors are told at once, in the order of the file") {
+    CHECK(errors_of(
+              "[machine]\nvcpus = 65\nkernel = 5\n[[memory]]\nsize = \"512X\"\nbacking = \"shm\"\n[update]\n"
+              "populate = \"yes\"\nprobation = 2\n") ==
+          "2:9: 'vcpus' in [machine] is 65; write an integer from 1 to 64\n"
+          "3:10: 'kernel' in [machine] is an integer; write a string\n"
+          "5:8: 'size' in [[memory]]: '512X' is not a size; write for example 512M, 4G or 2048K\n"
+          "6:11: 'backing' in [[memory]] is 'shm'; write 'memfd', 'tmpfs' or 'hugetlbfs'\n"
+          "8:12: 'populate' in [update] is a string; write true or false\n"
+          "9:13: 'probation' in [update] is an integer; write a duration in quotes, for example \"500ms\", "
+          "\"2s\" or "
+          "\"1m\"");
+}
+
+TEST_CASE("what is missing is told") {
+    CHECK(errors_of("") ==
+          "1:1: neither 'kernel' nor 'firmware' in [machine]; write what the guest starts from\n"
+          "1:1: [[memory]] is missing; write one with for example size = \"512M\"");
+    CHECK(errors_of("[machine]\nkernel = \"/k\"\n[[memory]]\nbacking = \"memfd\"\n") ==
+          "3:1: 'size' is missing in [[memory]]; write for example size = \"512M\"");
+    CHECK(error_with("[console]\ntype = \"file\"\n") ==
+          "6:8: 'path' is missing in [console]; type 'file' needs it");
+}
+
+TEST_CASE("what contradicts itself is told") {
+    CHECK(errors_of("[machine]\nkernel = \"/k\"\nfirmware = \"/f\"\n[[memory]]\nsize = \"16M\"\n") ==
+          "3:12: both 'kernel' and 'firmware' in [machine]; keep the one the guest starts from");
+    CHECK(errors_of("[machine]\nfirmware = \"/f\"\ncmdline = \"x\"\n[[memory]]\nsize = \"16M\"\n") ==
+          "3:11: 'cmdline' in [machine] is for a 'kernel', not for 'firmware'; leave it out");
+    CHECK(error_with("directory = \"/dev/shm\"\n") ==
+          "5:13: 'directory' in [[memory]] is for backing 'tmpfs' or 'hugetlbfs'; a memfd lies in no folder");
+    CHECK(error_with("[console]\ntype = \"pty\"\npath = \"/x\"\n") ==
+          "7:8: 'path' in [console] is for type 'file' only; leave it out");
+}
+
+TEST_CASE("sizes of memory are checked") {
+    const auto memory = [](const std::string& block) {
+        return errors_of("[machine]\nkernel = \"/k\"\n[[memory]]\n" + block + "\n");
+    };
+    CHECK(memory("size = 4097") == "4:8: 'size' in [[memory]] is 4097 bytes; memfd needs a multiple of 4K");
+    CHECK(memory("size = 0") == "4:8: 'size' in [[memory]] is 0 bytes; memfd needs a multiple of 4K");
+    CHECK(memory("size = -4096") == "4:8: 'size' in [[memory]] is negative; write a size");
+    CHECK(memory("size = \"33M\"\nbacking = \"hugetlbfs\"") ==
+          "4:8: 'size' in [[memory]] is 34603008 bytes; hugetlbfs needs a multiple of 2M");
+    CHECK(memory("size = \"12M\"") == "3:1: [[memory]] is 12 MiB in sum; a guest needs at least 16 MiB");
+    CHECK(memory("size = \"32T\"") == "4:8: 'size' in [[memory]] is more than 16T; write less");
+    const auto both =
+        good("[machine]\nkernel = \"/k\"\n[[memory]]\nsize = \"8M\"\n[[memory]]\nsize = \"8M\"\n");
+    CHECK(both.memory_bytes() == 16u << 20);
+}
+
+TEST_CASE("limits of durations and texts are checked") {
+    CHECK(error_with("[update]\nblackout_limit = \"0s\"\n") ==
+          "6:18: 'blackout_limit' in [update] is 0s; write a duration from 1.00 ms to 1min 0s");
+    CHECK(errors_of("[machine]\nkernel = \"/k\"\ncmdline = \"" + std::string(2048, 'x') +
+                    "\"\n[[memory]]\nsize = \"16M\"\n") ==
+          "3:11: 'cmdline' in [machine] has 2048 bytes; a kernel takes 2047");
+    CHECK(errors_of("[machine]\nkernel = \"a\\u0000b\"\n[[memory]]\nsize = \"16M\"\n") ==
+          "2:10: 'kernel' in [machine] holds a NUL character; leave it out");
+}
+
+TEST_CASE("a section of the wrong kind is told") {
+    CHECK(errors_of("memory = 5\n[machine]\nkernel = \"/k\"\n")
+              .find("1:10: 'memory' is an integer; write it as [[memory]]") == 0);
+    CHECK(errors_of("machine = 5\n[[memory]]\nsize = \"16M\"\n")
+              .find("1:11: 'machine' is an integer; write it as [machine]") != std::string::npos);
+}
+
+TEST_CASE("a file that is no TOML is told with the place") {
+    CHECK(errors_of("[machine]\nvcpus = = 2\n").find("2:9: ") == 0);
+    CHECK(errors_of("[machine]\nvcpus = 1\nvcpus = 2\n").find("3:") == 0);
+}
+
+TEST_CASE("the file's name is the VM's name") {
+    CHECK_FALSE(parse_vm_config(kLeast, "/x/Web1.toml").has_value());
+    CHECK_FALSE(parse_vm_config(kLeast, "/x/.toml").has_value());
+    CHECK_FALSE(parse_vm_config(kLeast, "/x/web1.conf").has_value());
+    CHECK(parse_vm_config(kLeast, "/x/web1.eu-2.toml").value().name == "web1.eu-2");
+}
+
+TEST_CASE("a file is loaded from disk, and a missing one names itself") {
+    const TestFolder folder;
+    const auto config =
+        load_vm_config(folder.write("web1.toml", "[machine]\nkernel = \"k\"\n[[memory]]\nsize = \"16M\"\n"));
+    REQUIRE(config.has_value());
+    CHECK(config->kernel == folder.file("k"));
+    const auto missing = load_vm_config(folder.file("no.toml"));
+    REQUIRE_FALSE(missing.has_value());
+    CHECK(missing.error().message == "open " + folder.file("no.toml") + ": No such file or directory");
+    CHECK_FALSE(load_vm_config(folder.write("big.toml", std::string((1 << 20) + 1, '#'))).has_value());
+}

@@ -1,0 +1,275 @@
+// What holds for the state of every device: nothing is forgotten, nothing bad is taken, nothing half-applied.
+#include "vmm/devices/device.hpp"
+
+#include <doctest/doctest.h>
+#include <google/protobuf/message.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+
+#include "tests/unit/vmm/fakes.hpp"
+#include "vmm/devices/reset.hpp"
+#include "vmm/devices/reset.pb.h"
+#include "vmm/devices/serial.hpp"
+#include "vmm/devices/serial.pb.h"
+#include "vmm/devices/state_message.hpp"
+
+namespace liveupdate::vmm::test {
+namespace {
+
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+using Random = std::mt19937;
+
+struct Surroundings {
+    FakeLine line;
+    FakeConsole console;
+    FakeMachine machine;
+};
+
+// A device under test. Every stateful device has its entry in subjects().
+struct Subject {
+    std::string name;
+    std::function<std::unique_ptr<Device>(Surroundings&)> make;
+    std::function<std::unique_ptr<Message>()> message;
+    // Brings randomly filled fields into their ranges.
+    std::function<void(Message&, Random&)> constrain;
+    // Fields that a load may work out anew from the others.
+    std::vector<std::string> derived;
+};
+
+void shorten(std::string& bytes, size_t most) {
+    bytes.resize(std::min(bytes.size(), most));
+}
+
+void constrain_serial(Message& message, Random& random) {
+    auto& serial = dynamic_cast<state::Serial&>(message);
+    serial.set_divisor(serial.divisor() & 0xFFFF);
+    serial.set_interrupt_enable(serial.interrupt_enable() & 0x0F);
+    const bool fifos_on = random() % 2 == 0;
+    serial.set_fifo_control(fifos_on ? (serial.fifo_control() & 0xC8) | 1 : 0);
+    serial.set_line_control(serial.line_control() & 0xFF);
+    serial.set_modem_control(serial.modem_control() & 0x1F);
+    serial.set_line_errors(serial.line_errors() & 0x1E);
+    serial.set_modem_deltas(serial.modem_deltas() & 0x0F);
+    serial.set_scratch(serial.scratch() & 0xFF);
+    shorten(*serial.mutable_receive_fifo(), fifos_on ? 16 : 1);
+    shorten(*serial.mutable_transmit_fifo(), fifos_on ? 16 : 1);
+    shorten(*serial.mutable_input(), 16);
+}
+
+const std::vector<Subject>& subjects() {
+    static const std::vector<Subject> kSubjects{
+        {"serial", [](Surroundings& s) { return std::make_unique<Serial>("serial0", s.line, s.console); },
+            [] { return std::make_unique<state::Serial>(); }, constrain_serial, {"interrupt_level"}},
+        {"reset-control", [](Surroundings& s) { return std::make_unique<ResetControl>(s.machine); },
+            [] { return std::make_unique<state::ResetControl>(); },
+            [](Message& m, Random&) {
+                auto& reset = dynamic_cast<state::ResetControl&>(m);
+                reset.set_value(reset.value() & 0x0E);
+            },
+            {}},
+    };
+    return kSubjects;
+}
+
+std::string random_bytes(Random& random, size_t most) {
+    std::string bytes(random() % (most + 1), '\0');
+    for (char& c : bytes)
+        c = static_cast<char>(random());
+    return bytes;
+}
+
+void fill(Message& message, Random& random) {
+    const auto& reflection = *message.GetReflection();
+    for (int i = 0; i < message.GetDescriptor()->field_count(); ++i) {
+        const FieldDescriptor* field = message.GetDescriptor()->field(i);
+        REQUIRE_MESSAGE(!field->is_repeated(), "teach this test repeated fields: ", field->full_name());
+        switch (field->cpp_type()) {
+        case FieldDescriptor::CPPTYPE_UINT32:
+            reflection.SetUInt32(&message, field, static_cast<uint32_t>(random()));
+            break;
+        case FieldDescriptor::CPPTYPE_UINT64:
+            reflection.SetUInt64(&message, field, (uint64_t{random()} << 32) | random());
+            break;
+        case FieldDescriptor::CPPTYPE_BOOL:
+            reflection.SetBool(&message, field, random() % 2 == 0);
+            break;
+        case FieldDescriptor::CPPTYPE_STRING:
+            reflection.SetString(&message, field, random_bytes(random, 200));
+            break;
+        case FieldDescriptor::CPPTYPE_MESSAGE:
+            fill(*reflection.MutableMessage(&message, field), random);
+            break;
+        default:
+            FAIL("teach this test the type of ", field->full_name());
+        }
+    }
+}
+
+StateSchema schema_of(const Device& device) {
+    return std::get<StateSchema>(device.state());
+}
+
+std::string valid_state(const Subject& subject, Random& random) {
+    const auto message = subject.message();
+    fill(*message, random);
+    subject.constrain(*message, random);
+    return *serialise_state(*message);
+}
+
+// `message` without its derived fields, as text for comparing and for the failure's report.
+std::string comparable(const Subject& subject, const std::string& bytes) {
+    const auto message = subject.message();
+    REQUIRE(message->ParseFromString(bytes));
+    for (const auto& name : subject.derived) {
+        const auto* field = message->GetDescriptor()->FindFieldByName(name);
+        REQUIRE(field != nullptr);
+        message->GetReflection()->ClearField(message.get(), field);
+    }
+    return message->DebugString();
+}
+
+bool is_default(const Message& message, const FieldDescriptor* field) {
+    const auto& reflection = *message.GetReflection();
+    switch (field->cpp_type()) {
+    case FieldDescriptor::CPPTYPE_UINT32:
+        return reflection.GetUInt32(message, field) == 0;
+    case FieldDescriptor::CPPTYPE_UINT64:
+        return reflection.GetUInt64(message, field) == 0;
+    case FieldDescriptor::CPPTYPE_BOOL:
+        return !reflection.GetBool(message, field);
+    case FieldDescriptor::CPPTYPE_STRING:
+        return reflection.GetString(message, field).empty();
+    default:
+        return false;
+    }
+}
+
+TEST_CASE("a device gives back every field of the state it was given") {
+    for (const Subject& subject : subjects()) {
+        CAPTURE(subject.name);
+        Random random(1);
+        std::map<std::string, bool> seen; // field: had a value other than 0 after a save
+        for (int round = 0; round < 300; ++round) {
+            Surroundings around;
+            const auto device = subject.make(around);
+            const std::string given = valid_state(subject, random);
+            const auto loaded = device->load(given, schema_of(*device).version);
+            REQUIRE_MESSAGE(loaded.has_value(), (loaded ? "" : loaded.error().message));
+            const auto saved = device->save();
+            REQUIRE(saved);
+            CHECK(comparable(subject, given) == comparable(subject, *saved));
+
+            // Derived fields are settled after one load: a second one changes nothing at all.
+            Surroundings elsewhere;
+            const auto second = subject.make(elsewhere);
+            REQUIRE(second->load(*saved, schema_of(*device).version));
+            CHECK(*second->save() == *saved);
+
+            const auto message = subject.message();
+            REQUIRE(message->ParseFromString(*saved));
+            for (int i = 0; i < message->GetDescriptor()->field_count(); ++i) {
+                const auto* field = message->GetDescriptor()->field(i);
+                seen[field->name()] |= !is_default(*message, field);
+            }
+        }
+        for (const auto& [field, had_value] : seen)
+            CHECK_MESSAGE(had_value, field, " was always 0");
+    }
+}
+
+TEST_CASE("hostile state is refused whole, with a sentence, or taken whole") {
+    for (const Subject& subject : subjects()) {
+        CAPTURE(subject.name);
+        Random random(2);
+        Surroundings around;
+        const auto device = subject.make(around);
+        const uint32_t version = schema_of(*device).version;
+        int refused = 0;
+        for (int round = 0; round < 3000; ++round) {
+            std::string bytes = valid_state(subject, random);
+            switch (random() % 4) {
+            case 0:
+                bytes = random_bytes(random, 64);
+                break;
+            case 1:
+                bytes.resize(random() % (bytes.size() + 1));
+                break;
+            case 2:
+                bytes[random() % bytes.size()] ^= static_cast<char>(1 << random() % 8);
+                break;
+            default:
+                bytes += random_bytes(random, 8);
+                break;
+            }
+            const std::string before = *device->save();
+            const auto loaded = device->load(bytes, version);
+            if (loaded) continue;
+            ++refused;
+            CHECK(loaded.error().message.find(schema_of(*device).section) != std::string::npos);
+            CHECK(*device->save() == before);
+        }
+        CHECK(refused > 500);
+    }
+}
+
+TEST_CASE("a field beyond its range, an unknown one and an absent one are refused") {
+    for (const Subject& subject : subjects()) {
+        CAPTURE(subject.name);
+        Random random(3);
+        Surroundings around;
+        const auto device = subject.make(around);
+        const uint32_t version = schema_of(*device).version;
+        const std::string good = valid_state(subject, random);
+        REQUIRE(device->load(good, version));
+
+        const auto unknown = device->load(good + std::string("\xF8\x07\x01", 3), version); // field 127
+        REQUIRE_FALSE(unknown);
+        CHECK(unknown.error().message.find("does not know") != std::string::npos);
+
+        const auto message = subject.message();
+        const auto& reflection = *message->GetReflection();
+        for (int i = 0; i < message->GetDescriptor()->field_count(); ++i) {
+            const auto* field = message->GetDescriptor()->field(i);
+            REQUIRE(message->ParseFromString(good));
+            reflection.ClearField(message.get(), field);
+            const auto absent = device->load(message->SerializeAsString(), version);
+            REQUIRE_FALSE(absent);
+            CHECK(absent.error().message.find(field->name()) != std::string::npos);
+
+            REQUIRE(message->ParseFromString(good));
+            if (field->cpp_type() == FieldDescriptor::CPPTYPE_UINT32)
+                reflection.SetUInt32(message.get(), field, UINT32_MAX);
+            else if (field->cpp_type() == FieldDescriptor::CPPTYPE_STRING)
+                reflection.SetString(message.get(), field, std::string(64 << 10, 'x'));
+            else
+                continue;
+            const auto beyond = device->load(message->SerializeAsString(), version);
+            REQUIRE_FALSE(beyond);
+            CHECK(beyond.error().message.find(field->name()) != std::string::npos);
+        }
+    }
+}
+
+TEST_CASE("versions outside the schema are refused and named") {
+    for (const Subject& subject : subjects()) {
+        CAPTURE(subject.name);
+        Random random(4);
+        Surroundings around;
+        const auto device = subject.make(around);
+        const auto schema = schema_of(*device);
+        const std::string good = valid_state(subject, random);
+        for (const uint32_t version : {schema.version + 1, schema.oldest_loadable - 1, UINT32_MAX}) {
+            const auto loaded = device->load(good, version);
+            REQUIRE_FALSE(loaded);
+            CHECK(loaded.error().message.find(std::to_string(version)) != std::string::npos);
+        }
+        CHECK_FALSE(device->load(std::string(kMaxStateBytes + 1, '\0'), schema.version));
+    }
+}
+
+} // namespace
+} // namespace liveupdate::vmm::test

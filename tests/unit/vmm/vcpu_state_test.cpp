@@ -1,0 +1,177 @@
+// Needs /dev/kvm: a vCPU's state, saved from one real vCPU and loaded into another.
+#include "vmm/kvm/vcpu.hpp"
+
+#include <doctest/doctest.h>
+#include <fcntl.h>
+
+#include <random>
+
+#include "handoff/base/fd.hpp"
+#include "vmm/kvm/vm_state.hpp"
+
+namespace liveupdate::vmm::test {
+namespace {
+
+struct OneVcpu {
+    KvmSystem system;
+    Vm vm;
+    std::unique_ptr<Vcpu> vcpu;
+
+    static std::optional<OneVcpu> make() {
+        auto kvm = fd::open("/dev/kvm", O_RDWR);
+        if (!kvm) {
+            MESSAGE("SKIPPED: /dev/kvm cannot be opened");
+            return std::nullopt;
+        }
+        auto system = KvmSystem::from(std::move(*kvm));
+        REQUIRE(system);
+        auto vm = Vm::create(*system);
+        REQUIRE(vm);
+        auto vcpu = Vcpu::create(*system, *vm, 0);
+        REQUIRE(vcpu);
+        const Cpuid host = system->supported_cpuid();
+        auto cpuid = apply_cpu_template({"x86-64-v2.1", &host, 1, 2'000'000, true});
+        REQUIRE(cpuid);
+        REQUIRE((*vcpu)->set_cpuid(*system, *cpuid));
+        return OneVcpu{std::move(*system), std::move(*vm), std::move(*vcpu)};
+    }
+};
+
+// A state that no fresh vCPU has, within what KVM takes.
+void make_recognisable(state::Vcpu& registers, state::VcpuInterrupts& interrupts) {
+    for (int i = 0; i < 16; ++i)
+        registers.set_general(i, 0x1111111111111111u * static_cast<uint64_t>(i + 1));
+    registers.set_general(16, 0x7c00);
+    registers.set_debug(0, 0x1234);
+    interrupts.mutable_events()->set_nmi_masked(1);
+    interrupts.mutable_events()->set_nmi_pending(1);
+}
+
+TEST_CASE("a vCPU's state comes out of another vCPU as it went in") {
+    auto from = OneVcpu::make(), to = OneVcpu::make();
+    if (!from || !to) return;
+    state::Vcpu registers;
+    state::VcpuInterrupts interrupts;
+    REQUIRE(from->vcpu->save_registers(registers));
+    REQUIRE(from->vcpu->save_interrupts(interrupts));
+    make_recognisable(registers, interrupts);
+    REQUIRE(to->vcpu->check(registers));
+    REQUIRE(to->vcpu->check(interrupts));
+    REQUIRE(to->vcpu->load_registers(registers));
+    REQUIRE(to->vcpu->load_interrupts(interrupts));
+    state::Vcpu again;
+    state::VcpuInterrupts interrupts_again;
+    REQUIRE(to->vcpu->save_registers(again));
+    REQUIRE(to->vcpu->save_interrupts(interrupts_again));
+    for (int i = 0; i < registers.general_size(); ++i)
+        CHECK(again.general(i) == registers.general(i));
+    CHECK(again.debug(0) == 0x1234);
+    CHECK(again.xsave() == registers.xsave());
+    CHECK(again.tsc_offset() == registers.tsc_offset());
+    CHECK(interrupts_again.lapic() == interrupts.lapic());
+    CHECK(interrupts_again.events().nmi_masked() == 1);
+    CHECK(interrupts_again.events().nmi_pending() == 1);
+    for (int i = 0; i < registers.msr_index_size(); ++i) {
+        INFO("MSR ", registers.msr_index(i));
+        CHECK(again.msr_value(i) == registers.msr_value(i));
+    }
+}
+
+TEST_CASE("what was primed and then changed is loaded all the same") {
+    auto from = OneVcpu::make(), to = OneVcpu::make();
+    if (!from || !to) return;
+    state::Vcpu registers;
+    REQUIRE(from->vcpu->save_registers(registers));
+    REQUIRE(to->vcpu->prime(registers));
+    registers.set_debug(1, 0x5678);
+    registers.mutable_segments(0)->set_selector(0x1000);
+    registers.mutable_segments(0)->set_base(0x10000);
+    (*registers.mutable_xsave())[160] = 0x5a; // XMM0
+    registers.set_xsave(registers.xsave());
+    (*registers.mutable_xsave())[512] = 3; // XSTATE_BV: x87 and SSE are in use
+    REQUIRE(to->vcpu->load_registers(registers));
+    state::Vcpu again;
+    REQUIRE(to->vcpu->save_registers(again));
+    CHECK(again.debug(1) == 0x5678);
+    CHECK(again.segments(0).base() == 0x10000);
+    CHECK(again.xsave()[160] == 0x5a);
+}
+
+TEST_CASE("states that cannot be a vCPU's are refused before anything is set") {
+    auto one = OneVcpu::make();
+    if (!one) return;
+    state::Vcpu good;
+    state::VcpuInterrupts interrupts;
+    REQUIRE(one->vcpu->save_registers(good));
+    REQUIRE(one->vcpu->save_interrupts(interrupts));
+    auto bad = good;
+    bad.clear_general();
+    CHECK_FALSE(one->vcpu->check(bad));
+    bad = good;
+    bad.add_segments();
+    CHECK_FALSE(one->vcpu->check(bad));
+    bad = good;
+    bad.mutable_xsave()->resize(100);
+    CHECK_FALSE(one->vcpu->check(bad));
+    bad = good;
+    bad.mutable_xsave()->resize(1 << 20);
+    CHECK_FALSE(one->vcpu->check(bad));
+    bad = good;
+    bad.add_msr_index(0x12345678);
+    bad.add_msr_value(0);
+    CHECK_FALSE(one->vcpu->check(bad));
+    auto bad_interrupts = interrupts;
+    bad_interrupts.clear_lapic();
+    CHECK_FALSE(one->vcpu->check(bad_interrupts));
+    bad_interrupts = interrupts;
+    bad_interrupts.clear_events();
+    CHECK_FALSE(one->vcpu->check(bad_interrupts));
+    bad_interrupts = interrupts;
+    bad_interrupts.set_mp_state(77);
+    CHECK_FALSE(one->vcpu->check(bad_interrupts));
+}
+
+TEST_CASE("random bytes as a vCPU's state never crash and never half-load") {
+    auto one = OneVcpu::make();
+    if (!one) return;
+    state::Vcpu good;
+    REQUIRE(one->vcpu->save_registers(good));
+    std::string bytes = good.SerializeAsString();
+    std::mt19937 random(7);
+    for (int round = 0; round < 2000; ++round) {
+        std::string damaged = bytes;
+        for (int i = 0; i < 3; ++i)
+            damaged[random() % damaged.size()] = static_cast<char>(random());
+        state::Vcpu message;
+        if (!message.ParseFromString(damaged) || !one->vcpu->check(message)) continue;
+        static_cast<void>(one->vcpu->load_registers(message)); // KVM may refuse; it must not harm us
+    }
+    CHECK(one->vcpu->load_registers(good));
+}
+
+TEST_CASE("the interrupt controllers and the PIT come out of another VM as they went in") {
+    auto from = OneVcpu::make(), to = OneVcpu::make();
+    if (!from || !to) return;
+    PitKeeper pit, other;
+    state::Vm vm;
+    REQUIRE(save_vm(from->vm, pit, vm));
+    vm.mutable_pic_master()->set_imr(0xa5);
+    vm.mutable_ioapic()->set_redirection(4, 0x10024); // masked, vector 0x24
+    vm.mutable_pit()->mutable_channel(0)->set_count(1193);
+    vm.mutable_pit()->mutable_channel(0)->set_mode(2);
+    REQUIRE(check_vm(vm));
+    REQUIRE(load_vm(to->vm, vm));
+    REQUIRE(other.thaw(to->vm, vm.pit()));
+    state::Vm again;
+    REQUIRE(save_vm(to->vm, other, again));
+    CHECK(again.pic_master().imr() == 0xa5);
+    CHECK(again.ioapic().redirection(4) == 0x10024);
+    CHECK(again.pit().channel(0).count() == 1193);
+    CHECK(again.pit().channel(0).mode() == 2);
+    CHECK(again.pit().reference_ns() == vm.pit().reference_ns());
+    CHECK(again.pit().ticks_delivered() >= vm.pit().ticks_delivered());
+    CHECK(again.clock_ns() >= vm.clock_ns());
+}
+
+} // namespace
+} // namespace liveupdate::vmm::test

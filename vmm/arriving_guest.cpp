@@ -1,0 +1,110 @@
+#include "vmm/arriving_guest.hpp"
+
+#include <algorithm>
+
+#include "handoff/base/fd.hpp"
+#include "vmm/console_fds.hpp"
+#include "vmm/fixed_state.hpp"
+#include "vmm/load_job.hpp"
+#include "vmm/quiet_work.hpp"
+
+namespace liveupdate::vmm {
+
+Result<void> check_sections(
+    const std::vector<handoff::SectionInfo>& ours, const std::vector<handoff::SectionInfo>& announced) {
+    const auto contains = [](const auto& list, const std::string& name) {
+        return std::any_of(list.begin(), list.end(), [&](const auto& s) { return s.name() == name; });
+    };
+    for (const auto& s : announced)
+        if (!contains(ours, s.name()))
+            return Error(
+                ErrorCode::kRefused, "state section '" + s.name() + "' belongs to nothing in this machine");
+    for (const auto& s : ours)
+        if (!contains(announced, s.name()))
+            return Error(ErrorCode::kRefused, "state section '" + s.name() + "' is missing");
+    return {};
+}
+
+// Threads first: they use everything else.
+ArrivingGuest::~ArrivingGuest() {
+    parts_.threads.clear();
+}
+
+Result<handoff::proto::Prepared> ArrivingGuest::prepare(handoff::PrepareOrder order) {
+    TRY(quietly([&] { return build(order); }));
+    handoff::proto::Prepared prepared;
+    if (order.populate) {
+        const uint64_t before = monotonic_ns();
+        TRY(quietly([&] { return parts_.machine->populate(parts_.manifest); }));
+        prepared.set_populate_ns(monotonic_ns() - before);
+    }
+    TRY(check_sections(parts_.machine->sections(), order.sections));
+    return prepared;
+}
+
+Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
+    const auto& machine = order.manifest.machine;
+    if (machine.vcpus() == 0 || machine.vcpus() > kMaxVcpus)
+        return Error(ErrorCode::kRefused,
+            "a machine of " + std::to_string(machine.vcpus()) + " vCPUs cannot be built");
+    TRY_ASSIGN(const FixedState fixed, load_fixed_state(order.fixed_state, machine.vcpus()));
+    TRY_ASSIGN(UniqueFd kvm_fd, handoff::take_fd(order.fds, "kvm"));
+    TRY_ASSIGN(parts_.fds["kvm"], fd::dup(kvm_fd.get()));
+    TRY_ASSIGN(const KvmSystem system, KvmSystem::from(std::move(kvm_fd)));
+    TRY_ASSIGN(auto console, take_console(machine.console(), order.fds, parts_.fds));
+
+    Machine::Plan plan;
+    plan.system = &system;
+    plan.manifest = &order.manifest;
+    plan.console = std::move(console);
+    TRY_ASSIGN(parts_.machine, Machine::build(std::move(plan)));
+    TRY(parts_.machine->add_vcpus(machine.vcpus()));
+    TRY(parts_.machine->set_cpuid(fixed.cpuid));
+    for (size_t i = 0; i < fixed.tsc_offsets.size(); ++i)
+        TRY(parts_.machine->vcpus()[i]->set_tsc_offset(fixed.tsc_offsets[i]));
+    if (order.rehearse) {
+        Machine::Plan trial;
+        trial.system = &system;
+        trial.manifest = &order.manifest;
+        trial.ram = handoff::MapMode::kPrivate;
+        TRY_ASSIGN(trial.console, Console::none());
+        TRY_ASSIGN(trial_, Machine::build(std::move(trial)));
+        TRY(trial_->add_vcpus(machine.vcpus()));
+        TRY(trial_->set_cpuid(fixed.cpuid));
+    }
+    parts_.cpuid = fixed.cpuid;
+    parts_.manifest = std::move(order.manifest);
+    baton_ = order.baton;
+    me_ = order.me;
+    return {};
+}
+
+Result<void> ArrivingGuest::rehearse(handoff::Incoming& in) {
+    if (!trial_)
+        return Error(ErrorCode::kProtocol, "no rehearsal was announced when this guest was prepared");
+    // Not quietly: how long this takes is what the real load is predicted from.
+    auto registers = LoadJob::load_all(*trial_, in);
+    return quietly([&]() -> Result<void> {
+        trial_.reset();
+        TRY(registers);
+        for (const auto& vcpu : parts_.machine->vcpus())
+            TRY(vcpu->prime((*registers)[vcpu->index()]));
+        return {};
+    });
+}
+
+Result<void> ArrivingGuest::load(std::shared_ptr<handoff::Incoming> in) {
+    auto job = std::make_shared<LoadJob>(*parts_.machine, std::move(in));
+    for (auto& vcpu : parts_.machine->vcpus())
+        parts_.threads.push_back(std::make_unique<VcpuThread>(*parts_.machine, *vcpu, *baton_, me_));
+    for (size_t i = 0; i < parts_.threads.size(); ++i)
+        parts_.threads[i]->start([job, &vcpu = *parts_.machine->vcpus()[i]] { return job->arrive(vcpu); });
+    return {};
+}
+
+std::unique_ptr<handoff::SourceGuest> ArrivingGuest::run() {
+    parts_.machine->console().unhold();
+    return std::make_unique<RunningGuest>(std::move(parts_));
+}
+
+} // namespace liveupdate::vmm

@@ -1,0 +1,37 @@
+// A guest that is about to come to this process: everything is built while it still runs elsewhere.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "handoff/guest.hpp"
+#include "vmm/machine.hpp"
+#include "vmm/running_guest.hpp"
+
+namespace liveupdate::vmm {
+
+class ArrivingGuest final : public handoff::DestinationGuest {
+public:
+    ArrivingGuest() = default;
+    ~ArrivingGuest() override;
+
+    Result<handoff::proto::Prepared> prepare(handoff::PrepareOrder order) override;
+    Result<void> rehearse(handoff::Incoming& in) override;
+    Result<void> load(std::shared_ptr<handoff::Incoming> in) override;
+    std::unique_ptr<handoff::SourceGuest> run() override;
+
+private:
+    Result<void> build(handoff::PrepareOrder& order);
+
+    handoff::Baton* baton_ = nullptr;
+    handoff::Participant me_ = 0;
+    RunningGuest::Parts parts_;
+    std::unique_ptr<Machine> trial_; // over RAM mapped copy on write, thrown away after the rehearsal
+};
+
+// The sections that this build loads must be exactly those that are announced.
+Result<void> check_sections(
+    const std::vector<handoff::SectionInfo>& ours, const std::vector<handoff::SectionInfo>& announced);
+
+} // namespace liveupdate::vmm

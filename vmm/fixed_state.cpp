@@ -1,0 +1,53 @@
+#include "vmm/fixed_state.hpp"
+
+#include "vmm/fixed_state.pb.h"
+
+namespace liveupdate::vmm {
+namespace {
+
+constexpr int kMaxEntries = 256;
+
+} // namespace
+
+std::string save_fixed_state(const Cpuid& cpuid, const std::vector<std::unique_ptr<Vcpu>>& vcpus) {
+    state::FixedState message;
+    for (const kvm_cpuid_entry2& e : cpuid) {
+        auto& out = *message.add_cpuid();
+        out.set_function(e.function);
+        out.set_index(e.index);
+        out.set_flags(e.flags);
+        out.set_eax(e.eax);
+        out.set_ebx(e.ebx);
+        out.set_ecx(e.ecx);
+        out.set_edx(e.edx);
+    }
+    for (const auto& vcpu : vcpus)
+        if (const auto offset = vcpu->tsc_offset()) message.add_tsc_offset(*offset);
+    return message.SerializeAsString();
+}
+
+Result<FixedState> load_fixed_state(const std::string& bytes, unsigned vcpus) {
+    state::FixedState message;
+    if (!message.ParseFromString(bytes)) return Error(ErrorCode::kRefused, "the fixed state cannot be read");
+    if (message.cpuid_size() == 0 || message.cpuid_size() > kMaxEntries)
+        return Error(ErrorCode::kRefused,
+            "the fixed state has " + std::to_string(message.cpuid_size()) + " CPUID entries");
+    if (message.tsc_offset_size() != 0 && static_cast<unsigned>(message.tsc_offset_size()) != vcpus)
+        return Error(ErrorCode::kRefused, "the fixed state has not one TSC offset for each vCPU");
+    FixedState state;
+    for (const state::CpuidEntry& in : message.cpuid()) {
+        kvm_cpuid_entry2 e{};
+        e.function = in.function();
+        e.index = in.index();
+        e.flags = in.flags();
+        e.eax = in.eax();
+        e.ebx = in.ebx();
+        e.ecx = in.ecx();
+        e.edx = in.edx();
+        state.cpuid.push_back(e);
+    }
+    state.tsc_offsets.assign(message.tsc_offset().begin(), message.tsc_offset().end());
+    return state;
+}
+
+} // namespace liveupdate::vmm

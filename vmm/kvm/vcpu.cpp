@@ -1,0 +1,165 @@
+#include "vmm/kvm/vcpu.hpp"
+
+#include <sys/ioctl.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace liveupdate::vmm {
+namespace {
+
+constexpr uint32_t kMsrTsc = 0x10;
+constexpr uint32_t kMsrTscAdjust = 0x3b;
+constexpr uint32_t kMsrTscDeadline = 0x6e0;
+
+// Not part of what crosses: the TSC goes by its offset, the deadline by its own field.
+bool handled_elsewhere(uint32_t msr) {
+    return msr == kMsrTsc || msr == kMsrTscDeadline;
+}
+
+kvm_segment segment_from(const SegmentState& s) {
+    kvm_segment segment{};
+    segment.base = s.base;
+    segment.limit = s.limit;
+    segment.selector = s.selector;
+    segment.type = s.type;
+    segment.s = s.code_or_data ? 1 : 0;
+    segment.present = s.present ? 1 : 0;
+    segment.db = s.default_32 ? 1 : 0;
+    segment.g = s.page_granular ? 1 : 0;
+    return segment;
+}
+
+} // namespace
+
+Result<std::unique_ptr<Vcpu>> Vcpu::create(const KvmSystem& system, Vm& vm, unsigned index) {
+    std::unique_ptr<Vcpu> vcpu(new Vcpu);
+    vcpu->index_ = index;
+    TRY_ASSIGN(vcpu->fd_, vm.create_vcpu(index));
+    TRY_ASSIGN(vcpu->run_mapping_, handoff::SharedMapping::map(vcpu->fd_.get(), 0, system.run_mapping_size(),
+                                       handoff::MapMode::kShared));
+    vcpu->has_xcrs_ = system.extension(KVM_CAP_XCRS) > 0;
+    vcpu->has_xsave2_ = system.extension(KVM_CAP_XSAVE2) > 0;
+    vcpu->xsave_size_ = system.xsave_size();
+    vcpu->xsave_buffer_.resize((vcpu->xsave_size_ + 7) / 8);
+    kvm_device_attr attribute{};
+    attribute.group = KVM_VCPU_TSC_CTRL;
+    attribute.attr = KVM_VCPU_TSC_OFFSET;
+    vcpu->has_tsc_offset_ = ::ioctl(vcpu->fd_.get(), KVM_HAS_DEVICE_ATTR, &attribute) == 0;
+    return vcpu;
+}
+
+Result<void> Vcpu::set_cpuid(const KvmSystem& system, const Cpuid& vcpu0) {
+    const Cpuid cpuid = cpuid_for_vcpu(vcpu0, index_);
+    for (const kvm_cpuid_entry2& e : cpuid)
+        if (e.function == 1) signature_ = e.eax;
+    KvmTable<kvm_cpuid_entry2> table(cpuid.size());
+    std::copy(cpuid.begin(), cpuid.end(), table.entries());
+    TRY(call(kSetCpuid2, table.data(), "KVM_SET_CPUID2"));
+    refresh_tsc_offset();
+    return probe_msrs(system);
+}
+
+bool Vcpu::msr_works(uint32_t index) {
+    OneMsr one(index);
+    // Set to the value that it has just had: a KVM that lists an MSR may still refuse one of the two.
+    if (::ioctl(fd_.get(), kGetMsrs, &one) != 1 || ::ioctl(fd_.get(), kSetMsrs, &one) != 1) return false;
+    known_msrs_[index] = one.entry.data;
+    return true;
+}
+
+Result<void> Vcpu::probe_msrs(const KvmSystem& system) {
+    for (const uint32_t msr : system.msr_indices()) {
+        if (handled_elsewhere(msr)) continue;
+        (msr_works(msr) ? msrs_ : skipped_msrs_).push_back(msr);
+    }
+    // TSC_ADJUST moves the TSC when a guest writes it, not when a host does: it is restored as a value.
+    std::stable_partition(msrs_.begin(), msrs_.end(), [](uint32_t m) { return m == kMsrTscAdjust; });
+    msr_table_ = KvmTable<kvm_msr_entry>(msrs_.size());
+    return {};
+}
+
+Result<void> Vcpu::set_initial_state(const InitialState& s) {
+    kvm_sregs sregs{};
+    TRY(call(KVM_GET_SREGS, &sregs, "KVM_GET_SREGS"));
+    sregs.cs = segment_from(s.cs);
+    for (kvm_segment* data : {&sregs.ds, &sregs.es, &sregs.fs, &sregs.gs, &sregs.ss})
+        *data = segment_from(s.data);
+    sregs.tr = segment_from(s.tr);
+    sregs.ldt = segment_from(s.ldt);
+    sregs.gdt = {s.gdt.base, s.gdt.limit, {}};
+    sregs.idt = {s.idt.base, s.idt.limit, {}};
+    sregs.cr0 = s.cr0;
+    sregs.cr4 = s.cr4;
+    TRY(call(KVM_SET_SREGS, &sregs, "KVM_SET_SREGS"));
+    kvm_regs regs{};
+    regs.rip = s.rip;
+    regs.rbx = s.rbx;
+    regs.rdx = signature_;
+    regs.rflags = s.rflags;
+    return call(KVM_SET_REGS, &regs, "KVM_SET_REGS");
+}
+
+Result<bool> Vcpu::enter() {
+    if (::ioctl(fd_.get(), KVM_RUN, 0) == 0) return true;
+    // EAGAIN: a vCPU that waited for its INIT or SIPI was woken.
+    if (errno == EINTR || errno == EAGAIN) return false;
+    return Error::from_errno("KVM_RUN of vCPU " + std::to_string(index_));
+}
+
+Result<void> Vcpu::pre_fault(uint64_t gpa, uint64_t size) const {
+    // KVM moves gpa and size on as far as it got.
+    KvmPreFaultMemory range{gpa, size, 0, {}};
+    while (range.size > 0) {
+        if (::ioctl(fd_.get(), kPreFaultMemory, &range) == 0) continue;
+        if (errno == EINTR || errno == EAGAIN) continue;
+        if (errno == ENOENT || errno == EOPNOTSUPP)
+            return {}; // shadow paging: there is no such table to fill
+        return Error::from_errno("KVM_PRE_FAULT_MEMORY");
+    }
+    return {};
+}
+
+std::optional<int64_t> Vcpu::tsc_offset() const {
+    if (!has_tsc_offset_) return std::nullopt;
+    return tsc_offset_.load(std::memory_order_relaxed);
+}
+
+void Vcpu::refresh_tsc_offset() {
+    uint64_t offset = 0;
+    kvm_device_attr attribute{};
+    attribute.group = KVM_VCPU_TSC_CTRL;
+    attribute.attr = KVM_VCPU_TSC_OFFSET;
+    attribute.addr = reinterpret_cast<uint64_t>(&offset);
+    if (!has_tsc_offset_) return;
+    if (::ioctl(fd_.get(), KVM_GET_DEVICE_ATTR, &attribute) < 0)
+        has_tsc_offset_ = false;
+    else
+        tsc_offset_.store(static_cast<int64_t>(offset), std::memory_order_relaxed);
+}
+
+Result<void> Vcpu::set_tsc_offset(int64_t offset) {
+    auto value = static_cast<uint64_t>(offset);
+    kvm_device_attr attribute{};
+    attribute.group = KVM_VCPU_TSC_CTRL;
+    attribute.attr = KVM_VCPU_TSC_OFFSET;
+    attribute.addr = reinterpret_cast<uint64_t>(&value);
+    TRY(call(KVM_SET_DEVICE_ATTR, &attribute, "set the TSC offset"));
+    tsc_offset_.store(offset, std::memory_order_relaxed);
+    return {};
+}
+
+Result<uint32_t> Vcpu::tsc_khz() const {
+    TRY_ASSIGN(const int khz, kvm_ioctl(fd_.get(), KVM_GET_TSC_KHZ, 0ul, "KVM_GET_TSC_KHZ"));
+    return static_cast<uint32_t>(khz);
+}
+
+Result<void> Vcpu::set_msr(uint32_t index, uint64_t value) {
+    OneMsr one(index, value);
+    if (::ioctl(fd_.get(), kSetMsrs, &one) != 1)
+        return Error(ErrorCode::kUnsupported,
+            "vCPU " + std::to_string(index_) + ": this KVM refuses MSR " + std::to_string(index));
+    return {};
+}
+
+} // namespace liveupdate::vmm

@@ -1,0 +1,44 @@
+// A KVM VM: memory slots, interrupt controllers, PIT, clock. Belongs to the address space that made it.
+#pragma once
+
+#include <linux/kvm.h>
+
+#include <cstdint>
+#include <mutex>
+
+#include "handoff/base/result.hpp"
+#include "handoff/base/unique_fd.hpp"
+#include "vmm/kvm/system.hpp"
+
+namespace liveupdate::vmm {
+
+class Vm {
+public:
+    // With irqchip, PIT and the routing of a PC: GSI 0 reaches PIC pin 0 and I/O APIC pin 2.
+    static Result<Vm> create(const KvmSystem& system);
+
+    int fd() const { return fd_.get(); }
+
+    // host_address stays mapped for as long as the VM exists.
+    Result<void> add_memory(uint32_t slot, uint64_t gpa, uint64_t size, void* host_address, bool read_only);
+    Result<UniqueFd> create_vcpu(unsigned index);
+
+    Result<void> set_irq(uint32_t gsi, bool level) const;
+    // An edge on the line; false when it merged with one that the guest has not seen yet.
+    Result<bool> pulse_irq(uint32_t gsi) const;
+
+    Result<kvm_irqchip> irqchip(uint32_t chip) const;
+    Result<void> set_irqchip(kvm_irqchip chip) const;
+    Result<kvm_pit_state2> pit() const;
+    Result<void> set_pit(kvm_pit_state2 pit) const;
+    Result<kvm_clock_data> clock() const;
+    Result<void> set_clock(kvm_clock_data clock) const;
+
+private:
+    explicit Vm(UniqueFd fd) : fd_(std::move(fd)) {}
+    Result<void> route_interrupts() const;
+
+    UniqueFd fd_;
+};
+
+} // namespace liveupdate::vmm

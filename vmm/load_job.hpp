@@ -1,0 +1,38 @@
+// Loading a machine: each vCPU on its own thread as soon as its section is there; vCPU 0's thread also loads
+// what the vCPUs share.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "handoff/transfer.hpp"
+#include "vmm/machine.hpp"
+
+namespace liveupdate::vmm {
+
+class LoadJob {
+public:
+    LoadJob(Machine& machine, std::shared_ptr<handoff::Incoming> in);
+
+    // On the vCPU's own thread. True when this process owns the guest and the vCPU may enter it.
+    bool arrive(Vcpu& vcpu);
+
+    // A rehearsal: everything, in the caller's thread; nothing is taken or entered. The vCPUs' registers.
+    static Result<std::vector<state::Vcpu>> load_all(Machine& machine, handoff::Incoming& in);
+
+private:
+    enum Shared : uint32_t { kWaiting, kLoaded, kFailed };
+    Result<bool> load(Vcpu& vcpu);
+    static Result<state::Vcpu> load_registers(Vcpu& vcpu, handoff::Incoming& in);
+    Result<void> load_shared();
+    Result<void> await_shared();
+
+    Machine& machine_;
+    std::shared_ptr<handoff::Incoming> in_;
+    std::atomic<uint32_t> shared_{kWaiting};
+    std::optional<state::Pit> pit_;
+};
+
+} // namespace liveupdate::vmm

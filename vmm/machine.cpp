@@ -1,0 +1,173 @@
+#include "vmm/machine.hpp"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "handoff/base/fd.hpp"
+#include "vmm/boot/pvh.hpp"
+#include "vmm/boot/reset_state.hpp"
+
+namespace liveupdate::vmm {
+namespace {
+
+constexpr uint32_t kSerialGsi = 4;
+constexpr uint32_t kVcpuCapacity = 64 * 1024;
+constexpr uint32_t kVmCapacity = 16 * 1024;
+constexpr uint32_t kDeviceCapacity = 64 * 1024;
+
+} // namespace
+
+Result<std::unique_ptr<Machine>> Machine::build(Plan plan) {
+    TRY_ASSIGN(Vm vm, Vm::create(*plan.system));
+    TRY_ASSIGN(UniqueFd event_fd, fd::eventfd(0));
+    TRY_ASSIGN(UniqueFd kvm, fd::dup(plan.system->fd()));
+    TRY_ASSIGN(KvmSystem system, KvmSystem::from(std::move(kvm)));
+    std::unique_ptr<Machine> machine(
+        new Machine(std::move(system), std::move(vm), std::move(plan.console), std::move(event_fd)));
+    TRY(machine->map_ram(*plan.manifest, plan.ram));
+    TRY(machine->add_devices());
+    return machine;
+}
+
+Machine::Machine(KvmSystem system, Vm vm, std::unique_ptr<Console> console, UniqueFd event_fd)
+    : system_(std::move(system)), vm_(std::move(vm)), console_(std::move(console)),
+      serial_line_(vm_, kSerialGsi), serial_("serial0", serial_line_, *console_), debug_exit_(*this),
+      keyboard_reset_(*this), reset_control_(*this), event_fd_(std::move(event_fd)) {}
+
+Machine::~Machine() = default;
+
+Result<void> Machine::map_ram(const handoff::Manifest& manifest, handoff::MapMode mode) {
+    uint32_t slot = 0;
+    for (const handoff::RamRegion& region : manifest.regions) {
+        const handoff::RamBlock& block = manifest.blocks[region.block];
+        auto mapped = handoff::SharedMapping::map(block.file.get(), region.offset, region.size, mode);
+        if (!mapped) return std::move(mapped).error().context("RAM block " + block.name);
+        ::madvise(mapped->data(), mapped->size(), MADV_DONTDUMP);
+        TRY(vm_.add_memory(slot++, region.gpa, region.size, mapped->data(), region.read_only));
+        if (manifest.machine.witness_gpa() != 0 && region.gpa == manifest.machine.witness_gpa())
+            witness_ = mapped->data();
+        ram_.push_back(std::move(mapped).value());
+    }
+    return {};
+}
+
+Result<void> Machine::add_devices() {
+    console_->connect(serial_);
+    TRY(bus_.add("serial0", Serial::kCom1, Serial::kPorts, serial_));
+    TRY(bus_.add("debug-exit", DebugExit::kPort, DebugExit::kPorts, debug_exit_));
+    TRY(bus_.add("keyboard-reset", KeyboardResetPort::kPort, KeyboardResetPort::kPorts, keyboard_reset_));
+    TRY(bus_.add("reset-control", ResetControl::kPort, ResetControl::kPorts, reset_control_));
+    for (Device* device : {static_cast<Device*>(&serial_), static_cast<Device*>(&debug_exit_),
+             static_cast<Device*>(&keyboard_reset_), static_cast<Device*>(&reset_control_)})
+        if (std::holds_alternative<StateSchema>(device->state())) saved_devices_.push_back(device);
+    return {};
+}
+
+Result<void> Machine::set_cpuid(const Cpuid& cpuid) {
+    for (auto& vcpu : vcpus_)
+        TRY(vcpu->set_cpuid(system_, cpuid));
+    return {};
+}
+
+Result<void> Machine::add_vcpus(unsigned count) {
+    for (unsigned i = 0; i < count; ++i) {
+        TRY_ASSIGN(auto vcpu, Vcpu::create(system_, vm_, i));
+        vcpus_.push_back(std::move(vcpu));
+    }
+    return {};
+}
+
+Result<void> Machine::populate(const handoff::Manifest& manifest) const {
+    for (size_t i = 0; i < ram_.size(); ++i) {
+        const handoff::RamRegion& region = manifest.regions[i];
+        if (region.read_only) continue;
+        const int file = manifest.blocks[region.block].file.get();
+        TRY(handoff::populate(ram_[i], file, region.offset));
+        if (system_.extension(kCapPreFaultMemory) == 0 || vcpus_.empty()) continue;
+        for (const handoff::DataRange& range : handoff::data_ranges(file, region.offset, region.size))
+            TRY(vcpus_[0]->pre_fault(region.gpa + (range.offset - region.offset), range.size));
+    }
+    return {};
+}
+
+Result<GuestMemory> Machine::low_level_view(const handoff::Manifest& manifest) const {
+    std::vector<MemoryRegion> regions;
+    std::vector<std::span<uint8_t>> bytes;
+    for (size_t i = 0; i < ram_.size(); ++i) {
+        const handoff::RamRegion& r = manifest.regions[i];
+        if (r.read_only || ram_[i].data() == witness_) continue;
+        regions.push_back({r.gpa, r.size, bytes.size(), 0});
+        bytes.emplace_back(reinterpret_cast<uint8_t*>(ram_[i].data()), ram_[i].size());
+    }
+    return GuestMemory::over(std::move(regions), bytes);
+}
+
+Result<void> Machine::boot(const handoff::Manifest& manifest, int image_fd) {
+    if (vcpus_.empty()) return Error(ErrorCode::kInternal, "boot: the machine has no vCPU");
+    if (manifest.machine.boot() == "firmware") {
+        // The image lies in a RAM block of its own, put there by whoever made the manifest.
+        return vcpus_[0]->set_initial_state(reset_state());
+    }
+    TRY_ASSIGN(const GuestMemory memory, low_level_view(manifest));
+    TRY_ASSIGN(const InitialState state, load_pvh(memory, image_fd, manifest.machine.cmdline(), {}));
+    return vcpus_[0]->set_initial_state(state);
+}
+
+WitnessSlot* Machine::witness(unsigned vcpu) const {
+    if (witness_ == nullptr || vcpu >= kWitnessSlots) return nullptr;
+    return reinterpret_cast<WitnessSlot*>(witness_) + vcpu;
+}
+
+std::vector<handoff::SectionInfo> Machine::sections() const {
+    std::vector<handoff::SectionInfo> sections;
+    for (const auto& vcpu : vcpus_) {
+        sections.push_back({kVcpuSection, vcpu->index(), kStateVersion, kVcpuCapacity});
+        sections.push_back({kInterruptsSection, vcpu->index(), kStateVersion, kVcpuCapacity});
+    }
+    sections.push_back({kVmSection, 0, kStateVersion, kVmCapacity});
+    for (const Device* device : saved_devices_) {
+        const auto schema = std::get<StateSchema>(device->state());
+        sections.push_back({schema.section, 0, schema.version, kDeviceCapacity});
+    }
+    return sections;
+}
+
+void Machine::end(handoff::proto::GuestEvent event) {
+    const std::lock_guard lock(event_mutex_);
+    if (ended_.load()) return;
+    event_ = std::move(event);
+    ended_.store(true, std::memory_order_release);
+    const uint64_t one = 1;
+    static_cast<void>(::write(event_fd_.get(), &one, sizeof(one)));
+}
+
+void Machine::request_exit(uint32_t status) {
+    handoff::proto::GuestEvent event;
+    event.set_kind(handoff::proto::GuestEvent::EXITED);
+    event.set_status(status);
+    end(std::move(event));
+}
+
+void Machine::request_reset() {
+    handoff::proto::GuestEvent event;
+    event.set_kind(handoff::proto::GuestEvent::RESET);
+    end(std::move(event));
+}
+
+void Machine::fault(std::string detail) {
+    handoff::proto::GuestEvent event;
+    event.set_kind(handoff::proto::GuestEvent::FAULTED);
+    event.set_detail(std::move(detail));
+    end(std::move(event));
+}
+
+std::optional<handoff::proto::GuestEvent> Machine::take_event() {
+    uint64_t count = 0;
+    static_cast<void>(::read(event_fd_.get(), &count, sizeof(count)));
+    const std::lock_guard lock(event_mutex_);
+    return std::exchange(event_, std::nullopt);
+}
+
+} // namespace liveupdate::vmm

@@ -1,0 +1,108 @@
+// A whole virtual machine without the threads that run it: RAM, KVM VM, vCPUs, devices.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "handoff/channel.hpp"
+#include "handoff/guest.hpp"
+#include "handoff/manifest.hpp"
+#include "vmm/boot/memory_map.hpp"
+#include "vmm/devices/console.hpp"
+#include "vmm/devices/debug_exit.hpp"
+#include "vmm/devices/machine_control.hpp"
+#include "vmm/devices/pio_bus.hpp"
+#include "vmm/devices/reset.hpp"
+#include "vmm/devices/serial.hpp"
+#include "vmm/kvm/irq_line.hpp"
+#include "vmm/kvm/pit_keeper.hpp"
+#include "vmm/kvm/vcpu.hpp"
+#include "vmm/kvm/vm.hpp"
+#include "vmm/witness.hpp"
+
+namespace liveupdate::vmm {
+
+// The machine's own state sections, and the version of all three.
+inline constexpr const char* kVcpuSection = "vcpu";
+inline constexpr const char* kInterruptsSection = "vcpu-interrupts";
+inline constexpr const char* kVmSection = "vm";
+inline constexpr uint32_t kStateVersion = 1;
+inline constexpr uint32_t kMaxVcpus = 64;
+
+class Machine final : public MachineControl {
+public:
+    struct Plan {
+        const KvmSystem* system = nullptr;
+        const handoff::Manifest* manifest = nullptr;
+        handoff::MapMode ram = handoff::MapMode::kShared; // kPrivate: a machine to be thrown away
+        std::unique_ptr<Console> console;
+    };
+
+    // Maps RAM, makes the VM and the devices; vCPUs come with add_vcpus().
+    static Result<std::unique_ptr<Machine>> build(Plan plan);
+    ~Machine() override;
+
+    Result<void> add_vcpus(unsigned count);
+    // Before the first run; `cpuid` is vCPU 0's.
+    Result<void> set_cpuid(const Cpuid& cpuid);
+    // Fills the page tables of all RAM that has pages: the host's, and KVM's own where it can be told to.
+    Result<void> populate(const handoff::Manifest& manifest) const;
+    // Loads kernel or firmware and sets vCPU 0's registers.
+    Result<void> boot(const handoff::Manifest& manifest, int image_fd);
+
+    const KvmSystem& system() const { return system_; }
+    Vm& vm() { return vm_; }
+    PitKeeper& pit() { return pit_; }
+    Console& console() { return *console_; }
+    Serial& serial() { return serial_; }
+    const PioBus& bus() const { return bus_; }
+    std::vector<std::unique_ptr<Vcpu>>& vcpus() { return vcpus_; }
+    // Devices that have state, by the order of their sections.
+    const std::vector<Device*>& saved_devices() const { return saved_devices_; }
+    WitnessSlot* witness(unsigned vcpu) const;
+
+    // What this machine's state consists of: each vCPU's two sections, the VM's, then the devices'.
+    std::vector<handoff::SectionInfo> sections() const;
+
+    // MachineControl, and faults that vCPU threads meet. The first event ends the machine for good.
+    void request_exit(uint32_t status) override;
+    void request_reset() override;
+    void fault(std::string detail);
+    bool ended() const { return ended_.load(std::memory_order_acquire); }
+    // Readable once there is an event.
+    int event_fd() const { return event_fd_.get(); }
+    std::optional<handoff::proto::GuestEvent> take_event();
+
+private:
+    Machine(KvmSystem system, Vm vm, std::unique_ptr<Console> console, UniqueFd event_fd);
+    Result<void> map_ram(const handoff::Manifest& manifest, handoff::MapMode mode);
+    Result<void> add_devices();
+    Result<GuestMemory> low_level_view(const handoff::Manifest& manifest) const;
+    void end(handoff::proto::GuestEvent event);
+
+    KvmSystem system_;
+    std::vector<handoff::SharedMapping> ram_; // by region; outlives the VM
+    std::byte* witness_ = nullptr;
+    Vm vm_;
+    PitKeeper pit_;
+    std::unique_ptr<Console> console_;
+    KvmIrqLine serial_line_;
+    Serial serial_;
+    DebugExit debug_exit_;
+    KeyboardResetPort keyboard_reset_;
+    ResetControl reset_control_;
+    PioBus bus_;
+    std::vector<Device*> saved_devices_;
+    std::vector<std::unique_ptr<Vcpu>> vcpus_;
+
+    UniqueFd event_fd_;
+    std::atomic<bool> ended_{false};
+    std::mutex event_mutex_;
+    std::optional<handoff::proto::GuestEvent> event_;
+};
+
+} // namespace liveupdate::vmm

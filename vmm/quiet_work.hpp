@@ -1,0 +1,30 @@
+// Work that prepares or cleans up while the guest runs somewhere on this machine: done by a thread of low
+// priority, so that the guest's vCPUs go first.
+#pragma once
+
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <optional>
+#include <thread>
+#include <utility>
+
+namespace liveupdate::vmm {
+
+inline constexpr int kQuietNice = 10;
+
+// Runs `work` in a thread of low priority and waits for it. A thread of its own because an unprivileged
+// process may lower a priority but not raise it again.
+template <typename Work>
+auto quietly(Work&& work) {
+    std::optional<decltype(work())> result;
+    std::thread thread([&] {
+        ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), kQuietNice);
+        result.emplace(work());
+    });
+    thread.join();
+    return std::move(*result);
+}
+
+} // namespace liveupdate::vmm

@@ -1,0 +1,126 @@
+#include "vmm/running_guest.hpp"
+
+#include <algorithm>
+#include <array>
+
+#include "vmm/fixed_state.hpp"
+#include "vmm/quiet_work.hpp"
+
+namespace liveupdate::vmm {
+namespace {
+
+constexpr auto kLastWordsTime = std::chrono::milliseconds(500); // for a console that takes nothing
+
+} // namespace
+
+RunningGuest::RunningGuest(Parts parts) : parts_(std::move(parts)) {}
+
+// Threads first: they use everything else.
+RunningGuest::~RunningGuest() {
+    parts_.threads.clear();
+}
+
+Result<handoff::GuestDescription> RunningGuest::describe() {
+    if (machine().ended())
+        return Error(ErrorCode::kRefused, "the guest has ended; there is nothing to hand over");
+    updating_ = true;
+    machine().console().freeze_client();
+    handoff::GuestDescription description;
+    description.sections = machine().sections();
+    description.fixed_state = save_fixed_state(parts_.cpuid, machine().vcpus());
+    if (const int client = machine().console().client_fd(); client >= 0)
+        description.fds.push_back({"console-client", client});
+    return description;
+}
+
+Result<void> RunningGuest::save(handoff::Outgoing& out, Deadline deadline) {
+    TRY(machine().console().hold(deadline));
+    job_ = std::make_shared<SaveJob>(machine(), out);
+    for (const auto& thread : parts_.threads)
+        thread->ask_stop(job_);
+    auto saved = job_->wait(deadline);
+    if (!saved) job_->cancel();
+    return saved;
+}
+
+void RunningGuest::resume() {
+    if (job_ && job_->frozen_pit())
+        static_cast<void>(machine().pit().thaw(machine().vm(), *job_->frozen_pit()));
+    for (const auto& thread : parts_.threads)
+        thread->resume();
+    job_.reset();
+    machine().console().unhold();
+    if (updating_) machine().console().freeze_client();
+}
+
+void RunningGuest::update_over() {
+    updating_ = false;
+    machine().console().unhold();
+}
+
+void RunningGuest::let_go() {
+    quietly([&] {
+        parts_.threads.clear();
+        parts_.machine.reset();
+        return true;
+    });
+}
+
+handoff::proto::Status RunningGuest::status() {
+    handoff::proto::Status status;
+    uint64_t exits = 0;
+    for (const auto& thread : parts_.threads) {
+        exits += thread->exits();
+        status.add_vcpu_cpu_ns(thread->cpu_ns());
+    }
+    status.set_exits(exits);
+    if (const auto offset = machine().vcpus()[0]->tsc_offset()) status.set_tsc_offset(*offset);
+    status.set_dropped_console_bytes(machine().serial().dropped_output());
+    return status;
+}
+
+std::vector<handoff::FdToSend> RunningGuest::adoption_fds() const {
+    std::vector<handoff::FdToSend> fds;
+    for (const auto& [name, fd] : parts_.fds)
+        fds.push_back({name, fd.get()});
+    return fds;
+}
+
+std::optional<handoff::proto::GuestEvent> RunningGuest::take_event() {
+    if (!machine().ended()) return std::nullopt;
+    auto event = machine().take_event();
+    if (event) flush_console();
+    return event;
+}
+
+// Whoever hears of the end may end this process: the guest's last words come first.
+void RunningGuest::flush_console() {
+    const Deadline deadline = Deadline::after(kLastWordsTime);
+    std::array<uint8_t, 1> next{};
+    while (machine().serial().peek_output(next) > 0 && !deadline.passed()) {
+        std::vector<pollfd> fds;
+        machine().console().collect(fds);
+        const Deadline turn = deadline.earlier(machine().console().next_wake());
+        ::poll(fds.data(), fds.size(), std::min(turn.poll_ms(), 10));
+        machine().console().dispatch(fds);
+    }
+}
+
+void RunningGuest::collect(std::vector<pollfd>& fds) {
+    if (!parts_.machine) return;
+    fds.push_back({machine().event_fd(), POLLIN, 0});
+    machine().console().collect(fds);
+}
+
+void RunningGuest::dispatch(const std::vector<pollfd>& fds) {
+    if (!parts_.machine) return;
+    machine().console().dispatch(fds);
+    machine().pit().due(machine().vm());
+}
+
+Deadline RunningGuest::wake_at() const {
+    if (!parts_.machine) return Deadline::never();
+    return machine().console().next_wake().earlier(machine().pit().wake_at());
+}
+
+} // namespace liveupdate::vmm

@@ -1,0 +1,48 @@
+// Saving a machine: each vCPU on its own thread, all at once; the last one to stop saves what they share.
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <optional>
+
+#include "handoff/transfer.hpp"
+#include "vmm/machine.hpp"
+#include "vmm/vcpu_thread.hpp"
+
+namespace liveupdate::vmm {
+
+class SaveJob final : public StopJob {
+public:
+    // Borrowed objects outlive finished() == true, or cancel() and the threads' resume.
+    SaveJob(Machine& machine, handoff::Outgoing& out);
+
+    void run(Vcpu& vcpu) override;
+
+    // Waits until every vCPU is done; the first error of any.
+    Result<void> wait(Deadline deadline);
+    // Releases vCPUs that wait for one that does not come; then waits for those that have begun.
+    void cancel();
+
+    // The PIT as it was when it was stopped, if it was.
+    const std::optional<state::Pit>& frozen_pit() const { return frozen_pit_; }
+
+private:
+    enum Barrier : uint32_t { kClosed, kOpen, kCancelled };
+    Result<void> save(Vcpu& vcpu);
+    Result<void> save_shared();
+    bool meet();
+    void fail(Error error);
+
+    Machine& machine_;
+    handoff::Outgoing& out_;
+    const size_t vcpus_;
+    std::atomic<size_t> arrived_{0};
+    std::atomic<uint32_t> barrier_{kClosed};
+    std::atomic<uint32_t> begun_{0};
+    std::atomic<uint32_t> finished_{0};
+    std::optional<state::Pit> frozen_pit_;
+    std::mutex error_mutex_;
+    std::optional<Error> error_;
+};
+
+} // namespace liveupdate::vmm
