@@ -67,7 +67,7 @@ TEST_CASE("time never goes back for a guest with 4 vCPUs, however often it is up
 
 // In deadline mode each interrupt arms the next, at a multiple of the period: none can be made up by another.
 // A late one catches up, so the count is right sooner or later, and for ever wrong if one was lost.
-void check_deadline_timer(const VcpuSlot& slot) {
+void check_deadline_timer(const VcpuSlot& slot, uint64_t tsc_khz) {
     const TimerSlot& timer = slot.timer;
     REQUIRE(read_field(timer.mode) == static_cast<uint64_t>(TimerMode::kTscDeadline));
     uint64_t due = 0, seen = 0;
@@ -77,7 +77,10 @@ void check_deadline_timer(const VcpuSlot& slot) {
         return seen + 2 >= due && seen <= due + 2;
     });
     CHECK_MESSAGE(complete, "vCPU ", slot.index, ": ", seen, " interrupts of ", due);
-    CHECK(read_field(timer.early) == 0);
+    // KVM itself expires a deadline some microseconds early and waits for the rest just before it enters the
+    // guest. A vCPU that is stopped between the two sees its interrupt that much early in the destination.
+    const uint64_t early_us = read_field(timer.early_max_ticks) * 1000 / tsc_khz;
+    CHECK_MESSAGE(early_us <= 20, "vCPU ", slot.index, ": ", read_field(timer.early), " early interrupts");
 }
 
 void check_ipis(const LiveVm& vm, unsigned vcpus) {
@@ -135,7 +138,7 @@ void check_timers(unsigned vcpus) {
     const int64_t surplus = pit_surplus(first, read_field(vm->report().header.tsc_khz));
     update_often(*vm, vcpus);
     for (unsigned v = 0; v < vcpus; ++v)
-        check_deadline_timer(vm->report().vcpus[v]);
+        check_deadline_timer(vm->report().vcpus[v], read_field(vm->report().header.tsc_khz));
     check_ipis(*vm, vcpus);
     check_pit(*vm, surplus, updates() + kWarmUp);
 }
