@@ -18,6 +18,12 @@ Result<void> check_order(const proto::Switchover& order, Participant me) {
     return {};
 }
 
+// The destination's pidfd. A supervisor need not send it: then its death shows at the blackout limit only.
+UniqueFd take_destination(NamedFds& fds) {
+    auto taken = take_fd(fds, "destination");
+    return taken ? std::move(taken).value() : UniqueFd();
+}
+
 // All of them have been put when the baton has been offered.
 Error forgotten_section(const TransferArea& area) {
     std::string name = "unknown";
@@ -109,6 +115,7 @@ proto::Message SourceSession::give_back(Error why) {
 Result<proto::Message> SourceSession::switchover(const proto::Switchover& order, NamedFds& fds) {
     TRY(check_order(order, me_));
     TRY(open_area(order.sections(), fds));
+    const UniqueFd destination = take_destination(fds);
     if (Deadline::at_ns(order.deadline_ns()).passed())
         return Error(ErrorCode::kTimeout, "the switchover was asked for too late");
     TRY(fault_.reached(Phase::kPausing));
@@ -125,9 +132,13 @@ Result<proto::Message> SourceSession::switchover(const proto::Switchover& order,
             return give_back(std::move(saved).error().context("save the guest's state"));
     }
     if (baton_->held_by(me_)) return give_back(forgotten_section(*area_));
-    baton_->wait([&](BatonWord now) { return now.epoch != before.epoch || area_->refused(); }, limit);
+    const auto hopeless = [&] {
+        return area_->refused() || (destination && fd::process_gone(destination.get()));
+    };
+    baton_->wait([&](BatonWord now) { return now.epoch != before.epoch || hopeless(); }, limit);
     if (baton_->take_back(me_)) {
         if (area_->refused()) return give_back({ErrorCode::kRefused, area_->refusal()});
+        if (hopeless()) return give_back({ErrorCode::kPeerGone, "the destination died"});
         return give_back(
             {ErrorCode::kTimeout, "the destination did not take the guest within the blackout limit"});
     }

@@ -168,8 +168,8 @@ Result<void> Update::switch_over() {
         std::chrono::duration_cast<std::chrono::nanoseconds>(at_.config.blackout_limit).count()));
     order.set_destination_participant(destination_.participant());
     handoff::add_sections(agreement_.sections, order.mutable_sections());
-    const auto said =
-        at_.source.request(std::move(message), {{"transfer", transfer_.get()}}, Message::kSwitched, settled);
+    const auto said = at_.source.request(std::move(message),
+        {{"transfer", transfer_.get()}, {"destination", destination_.pidfd()}}, Message::kSwitched, settled);
     if (said) paused_ = said->message.switched().paused();
     auto ended = settle(settled);
     if (!ended) {

@@ -9,6 +9,11 @@
 #include "vmm/quiet_work.hpp"
 
 namespace liveupdate::vmm {
+namespace {
+
+constexpr auto kReadyTime = std::chrono::seconds(2);
+
+} // namespace
 
 Result<void> check_sections(
     const std::vector<handoff::SectionInfo>& ours, const std::vector<handoff::SectionInfo>& announced) {
@@ -99,7 +104,7 @@ Result<void> ArrivingGuest::load(std::shared_ptr<handoff::Incoming> in) {
         parts_.threads.push_back(std::make_unique<VcpuThread>(*parts_.machine, *vcpu, *baton_, me_));
     for (size_t i = 0; i < parts_.threads.size(); ++i)
         parts_.threads[i]->start([job, &vcpu = *parts_.machine->vcpus()[i]] { return job->arrive(vcpu); });
-    return {};
+    return job->await_ready(Deadline::after(kReadyTime));
 }
 
 std::unique_ptr<handoff::SourceGuest> ArrivingGuest::run() {

@@ -1,6 +1,7 @@
 #include "vmm/load_job.hpp"
 
 #include "vmm/kvm/vm_state.hpp"
+#include "vmm/vcpu_thread.hpp"
 
 namespace liveupdate::vmm {
 namespace {
@@ -47,7 +48,7 @@ LoadJob::LoadJob(Machine& machine, std::shared_ptr<handoff::Incoming> in)
     : machine_(machine), in_(std::move(in)) {}
 
 bool LoadJob::arrive(Vcpu& vcpu) {
-    auto taken = load(vcpu);
+    auto taken = get_ready(vcpu) ? load(vcpu) : Result<bool>(Error(ErrorCode::kAborted, "not ready"));
     if (!taken) {
         in_->refuse(taken.error());
         return false;
@@ -55,6 +56,23 @@ bool LoadJob::arrive(Vcpu& vcpu) {
     if (!*taken && !in_->await_ownership()) return false;
     in_->stamp_entered(machine_.vcpus().size());
     return true;
+}
+
+Result<void> LoadJob::get_ready(Vcpu& vcpu) {
+    auto warm = vcpu.warm_up(kick_signal());
+    if (!warm) in_->refuse(warm.error());
+    ready_.fetch_add(1, std::memory_order_release);
+    handoff::futex_wake_all(&ready_);
+    return warm;
+}
+
+Result<void> LoadJob::await_ready(Deadline deadline) const {
+    for (;;) {
+        const uint32_t ready = ready_.load(std::memory_order_acquire);
+        if (ready == machine_.vcpus().size()) return {};
+        if (deadline.passed()) return Error(ErrorCode::kTimeout, "a vCPU's thread did not get ready in time");
+        handoff::futex_wait(&ready_, ready, deadline);
+    }
 }
 
 Result<bool> LoadJob::load(Vcpu& vcpu) {

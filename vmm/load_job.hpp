@@ -18,12 +18,15 @@ public:
 
     // On the vCPU's own thread. True when this process owns the guest and the vCPU may enter it.
     bool arrive(Vcpu& vcpu);
+    // Waits until every vCPU's thread is ready for the guest.
+    Result<void> await_ready(Deadline deadline) const;
 
     // A rehearsal: everything, in the caller's thread; nothing is taken or entered. The vCPUs' registers.
     static Result<std::vector<state::Vcpu>> load_all(Machine& machine, handoff::Incoming& in);
 
 private:
     enum Shared : uint32_t { kWaiting, kLoaded, kFailed };
+    Result<void> get_ready(Vcpu& vcpu);
     Result<bool> load(Vcpu& vcpu);
     static Result<state::Vcpu> load_registers(Vcpu& vcpu, handoff::Incoming& in);
     Result<void> load_shared();
@@ -31,6 +34,7 @@ private:
 
     Machine& machine_;
     std::shared_ptr<handoff::Incoming> in_;
+    std::atomic<uint32_t> ready_{0}; // vCPUs
     std::atomic<uint32_t> shared_{kWaiting};
     std::optional<state::Pit> pit_;
 };

@@ -7,13 +7,10 @@
 #include <cstring>
 
 namespace liveupdate::vmm {
-namespace {
 
 int kick_signal() {
     return SIGRTMIN;
 }
-
-} // namespace
 
 void install_kick_signal() {
     struct sigaction action {};

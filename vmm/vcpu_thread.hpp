@@ -68,5 +68,6 @@ private:
 
 // Once per process: the signal that kicks vCPUs out of KVM_RUN.
 void install_kick_signal();
+int kick_signal();
 
 } // namespace liveupdate::vmm

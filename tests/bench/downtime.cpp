@@ -121,15 +121,23 @@ private:
                                                   std::string(to_string(record->outcome)) + ": " +
                                                   record->reason}) == 0;
         const uint64_t at = record->guest_tsc_at_switchover.value_or(0);
-        double longest = 0, sum = 0, after = 0;
+        double longest = 0, sum = 0, before = 0, after = 0;
         for (unsigned v = 0; v < s_.vcpus; ++v)
             for (const GapRecord& g : gaps_since(v, from)) {
                 const double gap = ms(g.end_tsc - g.start_tsc);
                 if (gap > 0.1) sum += gap;
                 if (g.start_tsc > at || at > g.end_tsc || gap < longest) continue;
                 longest = gap;
+                before = ms(at - g.start_tsc);
                 after = ms(g.end_tsc - at);
             }
+        // From the request to stop to the take, as the VMMs stamped it: what comes on top of it is time for
+        // which the guest's CPU was given to somebody else before.
+        double asked = 0;
+        for (const auto& part : record->blackout_split)
+            if (part.name == "kick" || part.name == "stop" || part.name == "save" || part.name == "load")
+                asked += static_cast<double>(part.us) / 1000;
+        early_.push_back(std::max(0.0, before - asked));
         downtime_.push_back(longest);
         cold_.push_back(after);
         theft_.push_back(sum / s_.vcpus);
@@ -144,6 +152,7 @@ private:
 
     void print() const {
         print_row("guest's downtime", downtime_, "ms");
+        print_row("  of it before the pause was asked", early_, "ms");
         print_row("  of it after the baton was taken", cold_, "ms");
         print_row("blackout, as the VMMs tell it", blackout_, "ms");
         for (const auto& [name, values] : split_)
@@ -158,7 +167,7 @@ private:
     Settings s_;
     std::unique_ptr<LiveVm> vm_;
     double khz_ = 1;
-    std::vector<double> noise_, noise_sum_, downtime_, cold_, blackout_, theft_, rehearsal_, operation_;
+    std::vector<double> noise_, noise_sum_, downtime_, early_, cold_, blackout_, theft_, rehearsal_, operation_;
     std::map<std::string, std::vector<double>> split_;
 };
 

@@ -29,6 +29,7 @@ inline constexpr unsigned long kGetSupportedCpuid = _IOWR(KVMIO, 0x05, KvmTableH
 inline constexpr unsigned long kSetGsiRouting = _IOW(KVMIO, 0x6a, KvmTableHeader);
 inline constexpr unsigned long kGetMsrs = _IOWR(KVMIO, 0x88, KvmTableHeader);
 inline constexpr unsigned long kSetMsrs = _IOW(KVMIO, 0x89, KvmTableHeader);
+inline constexpr unsigned long kSetSignalMask = _IOW(KVMIO, 0x8b, KvmListHeader);
 inline constexpr unsigned long kSetCpuid2 = _IOW(KVMIO, 0x90, KvmTableHeader);
 inline constexpr unsigned long kGetXsave = _IOR(KVMIO, 0xa4, KvmXsaveArea);
 inline constexpr unsigned long kSetXsave = _IOW(KVMIO, 0xa5, KvmXsaveArea);

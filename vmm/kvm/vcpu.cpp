@@ -1,5 +1,8 @@
 #include "vmm/kvm/vcpu.hpp"
 
+#include <pthread.h>
+#include <signal.h>
+
 #include <sys/ioctl.h>
 
 #include <algorithm>
@@ -105,6 +108,36 @@ Result<bool> Vcpu::enter() {
     // EAGAIN: a vCPU that waited for its INIT or SIPI was woken.
     if (errno == EINTR || errno == EAGAIN) return false;
     return Error::from_errno("KVM_RUN of vCPU " + std::to_string(index_));
+}
+
+// Linux's Documentation/virt/kvm/api.rst, KVM_SET_SIGNAL_MASK: a signal that only KVM_RUN's mask lets through
+// ends it. KVM looks for one after it has loaded its MMU and before it enters the guest.
+Result<void> Vcpu::warm_up(int signal) {
+    // One that waits for its INIT would only be put to sleep.
+    kvm_mp_state runnable{};
+    TRY(call(KVM_SET_MP_STATE, &runnable, "KVM_SET_MP_STATE"));
+    known_mp_state_ = runnable;
+    struct {
+        uint32_t length = 8; // bytes of the kernel's sigset
+        uint8_t unblocked[8] = {};
+    } mask;
+    TRY(call(kSetSignalMask, &mask, "KVM_SET_SIGNAL_MASK"));
+    sigset_t blocked, before;
+    ::sigemptyset(&blocked);
+    ::sigaddset(&blocked, signal);
+    ::pthread_sigmask(SIG_BLOCK, &blocked, &before);
+    ::pthread_kill(::pthread_self(), signal);
+    const auto entered = enter();
+    const timespec at_once{};
+    while (::sigtimedwait(&blocked, nullptr, &at_once) < 0 && errno == EINTR)
+        ;
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    TRY(call(kSetSignalMask, static_cast<void*>(nullptr), "KVM_SET_SIGNAL_MASK"));
+    TRY(entered);
+    if (*entered)
+        return Error(ErrorCode::kInternal,
+            "vCPU " + std::to_string(index_) + " left KVM_RUN with an exit though a signal was pending");
+    return {};
 }
 
 Result<void> Vcpu::pre_fault(uint64_t gpa, uint64_t size) const {

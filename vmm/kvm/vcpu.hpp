@@ -48,14 +48,19 @@ public:
     // Runs the guest until an exit; the value is false when a signal or immediate_exit ended it.
     Result<bool> enter();
 
+    // Lets KVM make what it makes in the first KVM_RUN (shadow page caches and roots, a thread) without running
+    // the guest: on the thread that is to run it, before the guest has arrived. `signal` is one that the
+    // process handles; it is pending throughout, so KVM turns round in front of the guest.
+    Result<void> warm_up(int signal);
+
     // Saving comes in two halves: the registers may be read once this vCPU stands still, the interrupt state
     // only when all do, because other vCPUs and timers still send interrupts here. The second half reads the
     // registers again when an INIT or SIPI came between.
     Result<void> save_registers(state::Vcpu& out);
     Result<void> save_interrupts(state::VcpuInterrupts& out);
 
-    // Loading, registers first. Between the two the VM's interrupt controllers are loaded. Values must have
-    // passed check().
+    // Loading into a vCPU that has never run, registers first. Between the two the VM's interrupt controllers
+    // are loaded. Values must have passed check().
     Result<void> load_registers(const state::Vcpu& in);
     Result<void> load_interrupts(const state::VcpuInterrupts& in);
 
@@ -124,6 +129,7 @@ private:
     uint32_t saved_mp_state_ = 0;
 
     // What this vCPU is known to hold because we set it and it has not run since.
+    std::optional<kvm_mp_state> known_mp_state_;
     std::optional<kvm_sregs> known_sregs_;
     std::optional<kvm_xcrs> known_xcrs_;
     std::optional<kvm_debugregs> known_debug_;

@@ -179,6 +179,15 @@ kvm_vcpu_events load_events(const state::Events& in) {
     return e;
 }
 
+// What a vCPU that has never run holds.
+bool nothing_pending(const state::Events& in) {
+    const kvm_vcpu_events e = load_events(in);
+    return (e.exception.injected | e.exception.pending | e.interrupt.injected | e.interrupt.shadow |
+               e.nmi.injected | e.nmi.pending | e.nmi.masked | e.smi.smm | e.smi.pending |
+               e.smi.smm_inside_nmi | e.smi.latched_init | e.exception_has_payload) == 0 &&
+           e.sipi_vector == 0;
+}
+
 // Offsets in the register page (SDM vol. 3, table 11-1).
 uint32_t apic_register(const kvm_lapic_state& apic, size_t offset) {
     uint32_t value = 0;
@@ -416,11 +425,13 @@ Result<void> Vcpu::load_interrupts(const state::VcpuInterrupts& in) {
     advance_apic_timer(apic, now > in.saved_at_ns() ? now - in.saved_at_ns() : 0);
     TRY(call(KVM_SET_LAPIC, &apic, "KVM_SET_LAPIC"));
     if (in.tsc_deadline() != 0) TRY(set_msr(kMsrTscDeadline, in.tsc_deadline()));
-    kvm_vcpu_events events = load_events(in.events());
-    TRY(call(KVM_SET_VCPU_EVENTS, &events, "KVM_SET_VCPU_EVENTS"));
+    if (!nothing_pending(in.events())) {
+        kvm_vcpu_events events = load_events(in.events());
+        TRY(call(KVM_SET_VCPU_EVENTS, &events, "KVM_SET_VCPU_EVENTS"));
+    }
     kvm_mp_state mp{};
     mp.mp_state = in.mp_state();
-    return call(KVM_SET_MP_STATE, &mp, "KVM_SET_MP_STATE");
+    return set_changed(known_mp_state_, mp, KVM_SET_MP_STATE, "KVM_SET_MP_STATE");
 }
 
 void Vcpu::note_pause(const state::Vcpu& in) {

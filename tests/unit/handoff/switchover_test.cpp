@@ -1,6 +1,9 @@
 // Whole updates between two sessions in one process, with the test in the supervisor's place.
 #include <doctest/doctest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include "handoff/base/fd.hpp"
 #include "handoff/negotiation.hpp"
 #include "handoff/session.hpp"
 #include "tests/unit/handoff/session_driver.hpp"
@@ -238,6 +241,17 @@ TEST_CASE("a destination that is too slow finds the guest gone") {
 TEST_CASE("a destination that was never armed is not waited for longer than the blackout limit") {
     Prepared p;
     p.check_rolled_back(p.handover.switch_over(kShort), "blackout limit");
+}
+
+TEST_CASE("a destination that has died is not waited for at all") {
+    const pid_t child = ::fork();
+    if (child == 0) ::_exit(0);
+    const UniqueFd dead = must(fd::pidfd_open(child));
+    Prepared p;
+    const Message answer = p.source.ask(p.handover.switchover_message(kNoHurry, monotonic_ns() + kNoHurry),
+        {{"transfer", p.handover.transfer().get()}, {"destination", dead.get()}});
+    p.check_rolled_back(answer, "destination died");
+    ::waitpid(child, nullptr, 0);
 }
 
 TEST_CASE("after an update that was rolled back the next one succeeds") {

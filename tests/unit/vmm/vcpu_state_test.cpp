@@ -3,11 +3,16 @@
 
 #include <doctest/doctest.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
 
+#include <algorithm>
+#include <array>
 #include <random>
 
 #include "handoff/base/fd.hpp"
 #include "vmm/kvm/vm_state.hpp"
+#include "vmm/vcpu_thread.hpp"
 
 namespace liveupdate::vmm::test {
 namespace {
@@ -95,6 +100,45 @@ TEST_CASE("what was primed and then changed is loaded all the same") {
     CHECK(again.debug(1) == 0x5678);
     CHECK(again.segments(0).base() == 0x10000);
     CHECK(again.xsave()[160] == 0x5a);
+}
+
+TEST_CASE("warming a vCPU up runs nothing of the guest and changes nothing of its state") {
+    auto one = OneVcpu::make();
+    if (!one) return;
+    install_kick_signal();
+    constexpr size_t kSize = 64 << 10, kCode = 0x1000, kTarget = 0x2000;
+    constexpr std::array<uint8_t, 7> kProgram = {0xc6, 0x06, 0x00, 0x20, 0x5a, // mov byte [0x2000], 0x5a
+        0xe6, 0x10};                                                           // out 0x10, al
+    auto* ram = static_cast<uint8_t*>(
+        ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    REQUIRE(ram != MAP_FAILED);
+    REQUIRE(one->vm.add_memory(0, 0, kSize, ram, false));
+    std::copy(kProgram.begin(), kProgram.end(), ram + kCode);
+    InitialState start;
+    start.rip = kCode;
+    start.cs.type = 0xb;
+    start.data.type = 0x3;
+    start.tr = {.type = 0xb, .code_or_data = false};
+    start.ldt = {.type = 0x2, .code_or_data = false};
+    REQUIRE(one->vcpu->set_initial_state(start));
+    state::Vcpu before, after;
+    REQUIRE(one->vcpu->save_registers(before));
+    REQUIRE(one->vcpu->warm_up(kick_signal()));
+    REQUIRE(one->vcpu->save_registers(after));
+    CHECK(ram[kTarget] == 0);
+    CHECK(std::equal(before.general().begin(), before.general().end(), after.general().begin()));
+    CHECK(before.segments(0).SerializeAsString() == after.segments(0).SerializeAsString());
+    sigset_t pending;
+    REQUIRE(::sigpending(&pending) == 0);
+    CHECK(::sigismember(&pending, kick_signal()) == 0);
+
+    auto exited = one->vcpu->enter();
+    REQUIRE(exited);
+    CHECK(*exited);
+    CHECK(one->vcpu->run_page().exit_reason == KVM_EXIT_IO);
+    CHECK(ram[kTarget] == 0x5a);
+    one.reset();
+    ::munmap(ram, kSize);
 }
 
 TEST_CASE("states that cannot be a vCPU's are refused before anything is set") {
