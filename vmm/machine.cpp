@@ -28,6 +28,8 @@ Result<std::unique_ptr<Machine>> Machine::build(Plan plan) {
         new Machine(std::move(system), std::move(vm), std::move(plan.console), std::move(event_fd)));
     TRY(machine->map_ram(*plan.manifest, plan.ram));
     TRY(machine->add_devices());
+    // Where KVM cannot count them, an update may lose ticks that it owes a slow guest.
+    static_cast<void>(machine->pit_.count_ticks(machine->vm_));
     return machine;
 }
 

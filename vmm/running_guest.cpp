@@ -24,6 +24,7 @@ Result<handoff::GuestDescription> RunningGuest::describe() {
     if (machine().ended())
         return Error(ErrorCode::kRefused, "the guest has ended; there is nothing to hand over");
     updating_ = true;
+    machine().pit().expect_freeze(machine().vm());
     machine().console().freeze_client();
     handoff::GuestDescription description;
     description.sections = machine().sections();

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <thread>
 
 #include "tests/integration/checks.hpp"
 
@@ -108,17 +109,20 @@ int64_t pit_surplus(const VcpuSlot& slot, uint64_t tsc_khz) {
 }
 
 // The PIT goes on (the guest itself tells when it does not), and no tick comes twice beyond the difference of
-// the two clocks' rates. How many are lost depends on the host: KVM does not tell which interrupts it still
-// owes a guest that was slow to take them, so on a busy host each stop may cost some. They are printed.
+// the two clocks' rates. Ticks that KVM owes a slow guest are raised again in the destination, at most one
+// while the guest has not ended another: with more vCPUs than CPUs one of them may meet a tick of KVM's own
+// and be lost, and two an update are allowed. They are printed.
 void check_pit(const LiveVm& vm, int64_t surplus_before, unsigned done) {
     const VcpuSlot& slot = vm.report().vcpus[0];
     const uint64_t khz = read_field(vm.report().header.tsc_khz);
     const auto ticks = static_cast<int64_t>(read_field(slot.timer.pit_interrupts));
     const int64_t drift = ticks / 2000 + 3; // 500 parts in a million
+    const bool crowded = vm.report().header.vcpus > std::thread::hardware_concurrency();
+    const int64_t lost = crowded ? INT64_MAX : drift + 2 * static_cast<int64_t>(done);
     int64_t change = 0;
     const bool right = LiveVm::eventually([&] {
         change = pit_surplus(slot, khz) - surplus_before;
-        return change <= drift;
+        return change <= drift && change >= -lost;
     });
     CHECK(LiveVm::eventually(
         [&] { return read_field(slot.timer.pit_interrupts) > static_cast<uint64_t>(ticks) + 100; }));

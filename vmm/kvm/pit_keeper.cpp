@@ -1,6 +1,10 @@
 #include "vmm/kvm/pit_keeper.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
+
+#include "handoff/base/fd.hpp"
 
 namespace liveupdate::vmm {
 namespace {
@@ -62,24 +66,76 @@ Result<void> PitKeeper::check(const state::Pit& in) {
     return {};
 }
 
+Result<void> PitKeeper::count_ticks(const Vm& vm) {
+    TRY_ASSIGN(trigger_, fd::eventfd(0));
+    TRY_ASSIGN(UniqueFd acks, fd::eventfd(0));
+    TRY(vm.count_acks(kTimerGsi, trigger_.get(), acks.get()));
+    acks_ = std::move(acks);
+    return {};
+}
+
+// A timer that we did not set has been programmed by the guest, nobody knows when: it counts from now on.
+void PitKeeper::follow(const kvm_pit_state2& pit, uint64_t now) {
+    const auto& timer = pit.channels[0];
+    if (is_ours(pit)) return;
+    running_ = {now, 0, now, timer.count, timer.mode};
+    next_boundary_ns_ = 0;
+    raised_ -= unended(now);
+}
+
+bool PitKeeper::is_ours(const kvm_pit_state2& pit) const {
+    const auto& timer = pit.channels[0];
+    return running_.set_ns != 0 && running_.count == timer.count && running_.mode == timer.mode;
+}
+
+uint64_t PitKeeper::ticks_since_set(uint64_t now) const {
+    if (!periodic(running_.mode) || now < running_.set_ns) return 0;
+    return (now - running_.set_ns) / period_ns(running_.count);
+}
+
+// Interrupts that were due or raised and that the guest has not ended: one in flight, the rest is owed.
+int64_t PitKeeper::unended(uint64_t now) {
+    if (!acks_) return 0;
+    uint64_t count = 0;
+    if (::read(acks_.get(), &count, sizeof(count)) == sizeof(count)) ended_ += static_cast<int64_t>(count);
+    return raised_ + static_cast<int64_t>(ticks_since_set(now)) - ended_;
+}
+
+void PitKeeper::expect_freeze(const Vm& vm) {
+    const std::lock_guard lock(mutex_);
+    const auto pit = vm.pit();
+    if (!acks_ || !pit) return;
+    const uint64_t now = monotonic_ns();
+    follow(*pit, now);
+    const int64_t left = unended(now);
+    // More than one in flight: the line was masked, or the guest is behind; which of them, nobody can tell.
+    if (left < 0 || left > 1) raised_ -= left;
+}
+
 Result<void> PitKeeper::freeze(const Vm& vm, state::Pit& out) {
     const std::lock_guard lock(mutex_);
     TRY_ASSIGN(kvm_pit_state2 pit, vm.pit());
+    follow(pit, monotonic_ns());
+    kvm_pit_state2 stopped = pit;
+    stopped.channels[0].mode = kStoppedMode;
+    TRY(vm.set_pit(stopped)); // the tick that is due right now has been raised when this returns
     const uint64_t now = monotonic_ns();
-    const auto& timer = pit.channels[0];
-    const bool ours = running_.set_ns != 0 && timer.count == running_.count && timer.mode == running_.mode;
-    if (!ours) running_ = {now, 0, now, timer.count, timer.mode};
-    uint64_t delivered = running_.delivered;
-    if (periodic(timer.mode)) delivered += (now - running_.set_ns) / period_ns(timer.count);
+    uint64_t delivered = running_.delivered + ticks_since_set(now);
+    uint32_t in_flight = 0;
+    if (acks_) {
+        const int64_t left = std::max<int64_t>(unended(now), 0);
+        in_flight = left > 0 ? 1 : 0;
+        delivered -= std::min(delivered, static_cast<uint64_t>(left - in_flight));
+    }
     out.clear_channel();
     for (const auto& channel : pit.channels)
         save_channel(channel, *out.add_channel());
     out.set_flags(pit.flags);
     out.set_reference_ns(running_.reference_ns);
     out.set_ticks_delivered(delivered);
+    out.set_in_flight(in_flight);
     next_boundary_ns_ = 0;
-    pit.channels[0].mode = kStoppedMode;
-    return vm.set_pit(pit);
+    return {};
 }
 
 Result<void> PitKeeper::thaw(const Vm& vm, const state::Pit& in) {
@@ -91,21 +147,26 @@ Result<void> PitKeeper::thaw(const Vm& vm, const state::Pit& in) {
     TRY(vm.set_pit(loaded_));
     const uint64_t now = monotonic_ns();
     running_ = {in.reference_ns(), in.ticks_delivered(), now, timer.count, timer.mode};
+    raised_ += static_cast<int64_t>(in.in_flight()) - unended(now);
+    in_phase_ = false;
     next_boundary_ns_ = 0;
-    if (!periodic(timer.mode) || now < running_.reference_ns) return {};
+    if (!periodic(running_.mode) || now < running_.reference_ns) return {};
     catch_up(vm, now);
-    const uint64_t period = period_ns(timer.count);
+    const uint64_t period = period_ns(running_.count);
     next_boundary_ns_ = running_.reference_ns + ((now - running_.reference_ns) / period + 1) * period;
     return {};
 }
 
-// Raises at most one interrupt: the line is an edge, and a second one before the guest has seen the first is
-// lost. The rest is raised at the following boundaries.
+// Raises at most one interrupt, and none while one is in flight: the line is an edge, and a second one before
+// the guest has seen the first is lost. The rest follows every half period.
 void PitKeeper::catch_up(const Vm& vm, uint64_t now) {
     const uint64_t due = (now - running_.reference_ns) / period_ns(running_.count);
-    if (due <= running_.delivered) return;
+    if (due <= running_.delivered + ticks_since_set(now)) return;
+    if (unended(now) > 0) return;
     const auto seen = vm.pulse_irq(kTimerGsi);
-    if (!seen || *seen) ++running_.delivered;
+    if (seen && !*seen) return;
+    ++running_.delivered;
+    ++raised_;
 }
 
 Deadline PitKeeper::wake_at() const {
@@ -117,19 +178,28 @@ void PitKeeper::due(const Vm& vm) {
     const std::lock_guard lock(mutex_);
     const uint64_t now = monotonic_ns();
     if (next_boundary_ns_ == 0 || now < next_boundary_ns_) return;
-    const uint64_t period = period_ns(running_.count);
-    const auto pit = vm.pit();
-    const bool ours =
-        pit && pit->channels[0].count == running_.count && pit->channels[0].mode == running_.mode;
     next_boundary_ns_ = 0;
-    if (!ours) return; // the guest has programmed the timer meanwhile
-    running_.delivered += (now - running_.set_ns) / period;
-    if (!vm.set_pit(*pit)) return;
-    running_.set_ns = now;
+    const auto pit = vm.pit();
+    if (!pit || !is_ours(*pit)) return; // the guest has programmed the timer meanwhile
+    if (!in_phase_ && !restart(vm, *pit, now)) return;
     catch_up(vm, now);
-    const uint64_t expected = (now - running_.reference_ns) / period;
     // Still behind: once more, before KVM's own next tick.
-    if (running_.delivered < expected) next_boundary_ns_ = now + period / 2;
+    const uint64_t period = period_ns(running_.count);
+    const uint64_t delivered = running_.delivered + ticks_since_set(now);
+    if (delivered < (now - running_.reference_ns) / period) next_boundary_ns_ = now + period / 2;
+}
+
+// At a boundary: KVM's timer begins a period here, and has forgotten what it owed.
+bool PitKeeper::restart(const Vm& vm, const kvm_pit_state2& pit, uint64_t now) {
+    const uint64_t ticks = ticks_since_set(now);
+    const int64_t left = unended(now);
+    const uint64_t raised = ticks - std::min(ticks, static_cast<uint64_t>(std::max<int64_t>(left - 1, 0)));
+    if (!vm.set_pit(pit)) return false;
+    running_.set_ns = now;
+    running_.delivered += raised;
+    raised_ += static_cast<int64_t>(raised);
+    in_phase_ = true;
+    return true;
 }
 
 } // namespace liveupdate::vmm

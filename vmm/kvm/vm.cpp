@@ -88,6 +88,17 @@ Result<bool> Vm::pulse_irq(uint32_t gsi) const {
     return !merged;
 }
 
+// What KVM has for lines that a device holds until it has been served: it tells each end of interrupt.
+Result<void> Vm::count_acks(uint32_t gsi, int trigger, int acks) const {
+    kvm_irqfd irqfd{};
+    irqfd.fd = static_cast<uint32_t>(trigger);
+    irqfd.resamplefd = static_cast<uint32_t>(acks);
+    irqfd.gsi = gsi;
+    irqfd.flags = KVM_IRQFD_FLAG_RESAMPLE;
+    TRY(kvm_ioctl(fd_.get(), KVM_IRQFD, &irqfd, "KVM_IRQFD with a resample fd"));
+    return {};
+}
+
 Result<kvm_irqchip> Vm::irqchip(uint32_t chip) const {
     kvm_irqchip state{};
     state.chip_id = chip;
