@@ -41,6 +41,7 @@ void read_machine(Section machine, const std::string& folder, VmConfig& config) 
     machine.integer("vcpus", 1, 64, config.vcpus);
     machine.string("cpu_template", config.cpu_template);
     machine.path("kernel", folder, config.kernel);
+    machine.path("initrd", folder, config.initrd);
     machine.path("firmware", folder, config.firmware);
     machine.string("cmdline", config.cmdline);
     if (machine.has("kernel") && machine.has("firmware"))
@@ -52,6 +53,9 @@ void read_machine(Section machine, const std::string& folder, VmConfig& config) 
     if (machine.has("cmdline") && machine.has("firmware") && !machine.has("kernel"))
         machine.complain(
             "cmdline", "'cmdline' in [machine] is for a 'kernel', not for 'firmware'; leave it out");
+    if (machine.has("initrd") && machine.has("firmware") && !machine.has("kernel"))
+        machine.complain(
+            "initrd", "'initrd' in [machine] is for a 'kernel', not for 'firmware'; leave it out");
     if (config.cmdline.size() > kLongestCmdline)
         machine.complain("cmdline", "'cmdline' in [machine] has " + std::to_string(config.cmdline.size()) +
                                         " bytes; a kernel takes " + std::to_string(kLongestCmdline));

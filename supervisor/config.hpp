@@ -39,7 +39,8 @@ struct VmConfig {
 
     unsigned vcpus = 1;                       // 1..64
     std::string cpu_template = "x86-64-v2.1"; // only a name here; the VMM knows which there are
-    std::string kernel;                       // a PVH ELF image; exactly one of kernel and firmware is set
+    std::string kernel;                       // ELF or bzImage; exactly one of kernel and firmware is set
+    std::string initrd;                       // for the kernel; empty: none
     std::string firmware;                     // a flat image of at most 16 MiB; the size is not checked here
     std::string cmdline;                      // for the kernel
 

@@ -165,11 +165,15 @@ std::vector<handoff::FdToSend> GuestFiles::to_send() const {
     return fds;
 }
 
-Result<UniqueFd> open_boot_image(const VmConfig& config) {
-    if (config.kernel.empty()) return UniqueFd();
-    auto kernel = fd::open(config.kernel, O_RDONLY);
-    if (!kernel) return std::move(kernel).error().context("kernel");
-    return kernel;
+Result<handoff::NamedFds> open_boot_files(const VmConfig& config) {
+    handoff::NamedFds files;
+    if (!config.kernel.empty()) {
+        TRY_ASSIGN(files["kernel"], fd::open(config.kernel, O_RDONLY).context("kernel"));
+    }
+    if (!config.initrd.empty()) {
+        TRY_ASSIGN(files["initrd"], fd::open(config.initrd, O_RDONLY).context("initrd"));
+    }
+    return files;
 }
 
 } // namespace liveupdate::supervisor

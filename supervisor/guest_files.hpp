@@ -25,14 +25,15 @@ struct GuestFiles {
     // What a VMM that already runs the guest gave back.
     static Result<GuestFiles> adopt(const handoff::proto::Manifest& manifest, handoff::NamedFds fds);
 
-    // Borrowed fds for a launch (beside the boot image) or a preparation (beside the transfer area).
+    // Borrowed fds for a launch (beside the boot files) or a preparation (beside the transfer area).
     std::vector<handoff::FdToSend> to_send() const;
 };
 
 // What the CLI connects a terminal to: the pty's slave, the file, or the socket. Empty for none.
 std::string console_path(const VmConfig& config, const Paths& paths);
 
-// The kernel of a launch, opened; an empty fd for firmware, which lies in a RAM block.
-Result<UniqueFd> open_boot_image(const VmConfig& config);
+// What a launch is given beside the rest and later destinations are not: "kernel" and "initrd", as far as the
+// VM file names them. Nothing for firmware, which lies in a RAM block.
+Result<handoff::NamedFds> open_boot_files(const VmConfig& config);
 
 } // namespace liveupdate::supervisor

@@ -100,7 +100,7 @@ Result<bool> VmSupervisor::adopt() {
 
 Result<void> VmSupervisor::launch() {
     TRY_ASSIGN(const OpenBinary binary, OpenBinary::open(config_.vmm_binary));
-    TRY_ASSIGN(const UniqueFd image, open_boot_image(config_));
+    TRY_ASSIGN(const handoff::NamedFds boot_files, open_boot_files(config_));
     TRY_ASSIGN(files_, GuestFiles::create(config_, paths_));
     const Deadline deadline = Deadline::after(kLaunchTime);
     const std::string socket = paths_.vm_runtime_dir(config_.name) + "/vmm-1.sock";
@@ -109,7 +109,8 @@ Result<void> VmSupervisor::launch() {
     *message.mutable_launch()->mutable_manifest() = handoff::to_message(files_->manifest);
     message.mutable_launch()->set_participant(1);
     auto fds = files_->to_send();
-    if (image) fds.push_back({"kernel", image.get()});
+    for (const auto& [name, file] : boot_files)
+        fds.push_back({name, file.get()});
     auto launched = vmm_.request(std::move(message), fds, Message::kLaunched, deadline);
     if (!launched) {
         vmm_.kill();

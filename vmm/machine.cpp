@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "handoff/base/fd.hpp"
-#include "vmm/boot/pvh.hpp"
+#include "vmm/boot/kernel.hpp"
 #include "vmm/boot/reset_state.hpp"
 
 namespace liveupdate::vmm {
@@ -106,14 +106,18 @@ Result<GuestMemory> Machine::low_level_view(const handoff::Manifest& manifest) c
     return GuestMemory::over(std::move(regions), bytes);
 }
 
-Result<void> Machine::boot(const handoff::Manifest& manifest, int image_fd) {
+Result<void> Machine::boot(const handoff::Manifest& manifest, int kernel_fd, int initrd_fd) {
     if (vcpus_.empty()) return Error(ErrorCode::kInternal, "boot: the machine has no vCPU");
     if (manifest.machine.boot() == "firmware") {
         // The image lies in a RAM block of its own, put there by whoever made the manifest.
         return vcpus_[0]->set_initial_state(reset_state());
     }
     TRY_ASSIGN(const GuestMemory memory, low_level_view(manifest));
-    TRY_ASSIGN(const InitialState state, load_pvh(memory, image_fd, manifest.machine.cmdline(), {}));
+    KernelFiles files;
+    files.kernel = kernel_fd;
+    files.initrd = initrd_fd;
+    files.command_line = manifest.machine.cmdline();
+    TRY_ASSIGN(const InitialState state, load_kernel(memory, files));
     return vcpus_[0]->set_initial_state(state);
 }
 

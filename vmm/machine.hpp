@@ -51,8 +51,9 @@ public:
     Result<void> set_cpuid(const Cpuid& cpuid);
     // Fills the page tables of all RAM that has pages: the host's, and KVM's own where it can be told to.
     Result<void> populate(const handoff::Manifest& manifest) const;
-    // Loads kernel or firmware and sets vCPU 0's registers.
-    Result<void> boot(const handoff::Manifest& manifest, int image_fd);
+    // Loads the kernel, unless the manifest starts firmware, and sets vCPU 0's registers. Borrowed fds; -1
+    // for what there is not.
+    Result<void> boot(const handoff::Manifest& manifest, int kernel_fd, int initrd_fd);
 
     const KvmSystem& system() const { return system_; }
     Vm& vm() { return vm_; }

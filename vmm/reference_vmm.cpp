@@ -81,9 +81,12 @@ Result<std::unique_ptr<handoff::SourceGuest>> ReferenceVmm::launch(handoff::Laun
     TRY_ASSIGN(parts.fds["kvm"], fd::dup(kvm_fd.get()));
     TRY_ASSIGN(const KvmSystem system, KvmSystem::from(std::move(kvm_fd)));
     TRY_ASSIGN(auto console, take_console(wanted.console(), order.fds, parts.fds));
-    UniqueFd image;
+    UniqueFd kernel, initrd;
     if (wanted.boot() == "kernel") {
-        TRY_ASSIGN(image, handoff::take_fd(order.fds, "kernel"));
+        TRY_ASSIGN(kernel, handoff::take_fd(order.fds, "kernel"));
+        if (order.fds.contains("initrd")) {
+            TRY_ASSIGN(initrd, handoff::take_fd(order.fds, "initrd"));
+        }
     }
     Machine::Plan plan;
     plan.system = &system;
@@ -93,7 +96,7 @@ Result<std::unique_ptr<handoff::SourceGuest>> ReferenceVmm::launch(handoff::Laun
     TRY(parts.machine->add_vcpus(wanted.vcpus()));
     TRY_ASSIGN(parts.cpuid, make_cpuid(system, *parts.machine->vcpus()[0], wanted));
     TRY(parts.machine->set_cpuid(parts.cpuid));
-    TRY(parts.machine->boot(order.manifest, image.get()));
+    TRY(parts.machine->boot(order.manifest, kernel.get(), initrd.get()));
     for (auto& vcpu : parts.machine->vcpus())
         parts.threads.push_back(std::make_unique<VcpuThread>(*parts.machine, *vcpu, *order.baton, order.me));
     parts.manifest = std::move(order.manifest);

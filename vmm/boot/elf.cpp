@@ -38,6 +38,7 @@ struct ProgramHeader {
 
 struct ProgramHeaders {
     uint64_t file_size;
+    std::optional<uint64_t> entry_64; // of an ELF64 file
     std::vector<ProgramHeader> entries;
 };
 
@@ -69,7 +70,8 @@ Result<ProgramHeaders> read_program_headers(int fd, uint64_t file_size, uint16_t
     TRY(check_header(header, machine, sizeof(Program)));
     if (!within(header.e_phoff, uint64_t{header.e_phnum} * sizeof(Program), file_size))
         return invalid("its program headers lie outside the file");
-    ProgramHeaders headers{file_size, {}};
+    ProgramHeaders headers{file_size, {}, {}};
+    if constexpr (sizeof header.e_entry == 8) headers.entry_64 = header.e_entry;
     for (uint16_t i = 0; i < header.e_phnum; ++i) {
         TRY_ASSIGN(const auto p, read_struct<Program>(fd, header.e_phoff + i * sizeof(Program)));
         headers.entries.push_back({p.p_type, p.p_offset, p.p_paddr, p.p_filesz, p.p_memsz, p.p_align});
@@ -151,7 +153,7 @@ Result<std::optional<uint32_t>> find_entry(std::span<const uint8_t> notes, size_
     return std::optional<uint32_t>();
 }
 
-Result<uint32_t> find_pvh_entry(int fd, const ProgramHeaders& headers) {
+Result<std::optional<uint32_t>> find_pvh_entry(int fd, const ProgramHeaders& headers) {
     for (const ProgramHeader& p : headers.entries) {
         if (p.type != PT_NOTE) continue;
         if (p.file_size > kMaxNoteBytes || !within(p.offset, p.file_size, headers.file_size))
@@ -159,14 +161,14 @@ Result<uint32_t> find_pvh_entry(int fd, const ProgramHeaders& headers) {
         std::vector<uint8_t> bytes(p.file_size);
         TRY(read_image(fd, p.offset, bytes));
         TRY_ASSIGN(const auto entry, find_entry(bytes, p.align == 8 ? 8 : 4));
-        if (entry) return *entry;
+        if (entry) return entry;
     }
-    return invalid("it has no PVH entry point (ELF note XEN_ELFNOTE_PHYS32_ENTRY); a Linux kernel needs "
-                   "CONFIG_PVH=y, and the uncompressed vmlinux is wanted");
+    return std::optional<uint32_t>();
 }
 
-bool overlap(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size) {
-    return a < b + b_size && b < a + a_size;
+bool in_a_segment(const std::vector<ElfSegment>& segments, uint64_t address) {
+    return std::any_of(segments.begin(), segments.end(),
+        [address](const ElfSegment& s) { return address >= s.gpa && address - s.gpa < s.size; });
 }
 
 } // namespace
@@ -174,22 +176,24 @@ bool overlap(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size) {
 Result<ElfKernel> read_elf_kernel(int fd) {
     TRY_ASSIGN(const auto headers, read_headers(fd));
     TRY_ASSIGN(auto segments, collect_segments(headers));
-    TRY_ASSIGN(const uint32_t entry, find_pvh_entry(fd, headers));
-    const bool inside = std::any_of(segments.begin(), segments.end(),
-        [entry](const ElfSegment& s) { return entry >= s.gpa && entry - s.gpa < s.size; });
-    if (!inside)
-        return invalid("its PVH entry point " + describe_range(entry, 1) + " lies in none of its segments");
-    return ElfKernel{std::move(segments), entry};
+    TRY_ASSIGN(const auto pvh_entry, find_pvh_entry(fd, headers));
+    if (pvh_entry && !in_a_segment(segments, *pvh_entry))
+        return invalid(
+            "its PVH entry point " + describe_range(*pvh_entry, 1) + " lies in none of its segments");
+    std::optional<uint64_t> entry_64 = headers.entry_64;
+    if (entry_64 && !in_a_segment(segments, *entry_64)) entry_64.reset();
+    return ElfKernel{std::move(segments), pvh_entry, entry_64};
 }
 
-Result<void> load_elf_kernel(int fd, const ElfKernel& kernel, const GuestMemory& memory,
-    uint64_t reserved_start, uint64_t reserved_size) {
+Result<void> load_elf_kernel(
+    int fd, const ElfKernel& kernel, const GuestMemory& memory, std::span<const GuestRange> reserved) {
     std::vector<std::span<uint8_t>> targets;
     for (const ElfSegment& segment : kernel.segments) {
-        if (overlap(segment.gpa, segment.size, reserved_start, reserved_size))
-            return invalid("its segment at " + describe_range(segment.gpa, segment.size) +
-                           " overlaps the boot structures at " +
-                           describe_range(reserved_start, reserved_size));
+        for (const GuestRange& range : reserved)
+            if (range.overlaps({segment.gpa, segment.size}))
+                return invalid("its segment at " + describe_range(segment.gpa, segment.size) +
+                               " overlaps the boot structures or the BIOS area at " +
+                               describe_range(range.start, range.size));
         TRY_ASSIGN(
             const auto target, memory.at(segment.gpa, segment.size).context("its segment does not fit"));
         targets.push_back(target);

@@ -1,10 +1,12 @@
-// Loads an x86 ELF kernel into guest memory and finds its PVH entry point.
+// Loads an x86 ELF kernel into guest memory and finds its entry points.
 //
 // The file is not trusted: it may have been handed in by the VM's owner. Every offset, size and address is
 // checked before use, and nothing is written to guest memory before all of them are known to be good.
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "handoff/base/result.hpp"
@@ -21,18 +23,19 @@ struct ElfSegment {
 };
 
 struct ElfKernel {
-    std::vector<ElfSegment> segments; // by rising gpa, no two overlap
-    uint32_t pvh_entry;               // guest physical, within a segment
+    std::vector<ElfSegment> segments;  // by rising gpa, no two overlap
+    std::optional<uint32_t> pvh_entry; // guest physical, within a segment; from XEN_ELFNOTE_PHYS32_ENTRY
+    std::optional<uint64_t> entry_64;  // e_entry of an ELF64 file, where it is an address within a segment
 };
 
 // Reads the headers and notes of an executable ELF64 x86-64 or ELF32 i386 file. Refused with a sentence:
-// anything else, tables or segments outside the file, overlapping segments, a kernel without the note
-// XEN_ELFNOTE_PHYS32_ENTRY, and one whose entry lies in no segment.
+// anything else, tables or segments outside the file, overlapping segments, and a PVH entry that lies in no
+// segment. Whether the entries that were found are of use is for the caller to say.
 Result<ElfKernel> read_elf_kernel(int fd);
 
 // Copies the segments into RAM and zeroes their tails. Refused before anything is written: a segment that is
-// not within one region of RAM, or that touches [reserved_start, reserved_start + reserved_size).
-Result<void> load_elf_kernel(int fd, const ElfKernel& kernel, const GuestMemory& memory,
-    uint64_t reserved_start, uint64_t reserved_size);
+// not within one region of RAM, or that touches one of `reserved`.
+Result<void> load_elf_kernel(
+    int fd, const ElfKernel& kernel, const GuestMemory& memory, std::span<const GuestRange> reserved);
 
 } // namespace liveupdate::vmm

@@ -15,6 +15,7 @@ struct SegmentState {
     bool code_or_data = true;   // S; false for a TSS or LDT
     bool present = true;        // P
     bool default_32 = false;    // D/B
+    bool long_mode = false;     // L: 64-bit code
     bool page_granular = false; // G
 };
 
@@ -29,8 +30,11 @@ struct InitialState {
     uint64_t rip = 0;
     uint64_t rflags = 0x2; // bit 1 is always 1
     uint64_t rbx = 0;
+    uint64_t rsi = 0;
     uint64_t cr0 = 0;
+    uint64_t cr3 = 0;
     uint64_t cr4 = 0;
+    uint64_t efer = 0;
     SegmentState cs;
     SegmentState data; // DS, ES, FS, GS and SS
     SegmentState tr;

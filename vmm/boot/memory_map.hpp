@@ -28,6 +28,16 @@ struct MemoryRegion {
     bool operator==(const MemoryRegion&) const = default;
 };
 
+// A stretch of guest physical memory, RAM or not.
+struct GuestRange {
+    uint64_t start;
+    uint64_t size; // bytes
+
+    bool overlaps(const GuestRange& other) const {
+        return start < other.start + other.size && other.start < start + size;
+    }
+};
+
 // A view of mapped guest RAM; owns nothing. No access crosses from one region into another, even where the
 // guest sees them side by side. Not for use on addresses that the guest may unmap; there is no locking.
 class GuestMemory {

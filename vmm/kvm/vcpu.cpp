@@ -29,6 +29,7 @@ kvm_segment segment_from(const SegmentState& s) {
     segment.s = s.code_or_data ? 1 : 0;
     segment.present = s.present ? 1 : 0;
     segment.db = s.default_32 ? 1 : 0;
+    segment.l = s.long_mode ? 1 : 0;
     segment.g = s.page_granular ? 1 : 0;
     return segment;
 }
@@ -93,11 +94,14 @@ Result<void> Vcpu::set_initial_state(const InitialState& s) {
     sregs.gdt = {s.gdt.base, s.gdt.limit, {}};
     sregs.idt = {s.idt.base, s.idt.limit, {}};
     sregs.cr0 = s.cr0;
+    sregs.cr3 = s.cr3;
     sregs.cr4 = s.cr4;
+    sregs.efer = s.efer;
     TRY(call(KVM_SET_SREGS, &sregs, "KVM_SET_SREGS"));
     kvm_regs regs{};
     regs.rip = s.rip;
     regs.rbx = s.rbx;
+    regs.rsi = s.rsi;
     regs.rdx = signature_;
     regs.rflags = s.rflags;
     return call(KVM_SET_REGS, &regs, "KVM_SET_REGS");

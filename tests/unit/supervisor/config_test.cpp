@@ -46,6 +46,7 @@ TEST_CASE("the least file has every default") {
     CHECK(config.cpu_template == "x86-64-v2.1");
     CHECK(config.kernel == "/boot/vmlinux");
     CHECK(config.firmware.empty());
+    CHECK(config.initrd.empty());
     REQUIRE(config.memory.size() == 1);
     CHECK(config.memory_bytes() == 512u << 20);
     CHECK(config.memory[0].backing == Backing::kMemfd);
@@ -142,6 +143,13 @@ TEST_CASE("what is missing is told") {
           "3:1: 'size' is missing in [[memory]]; write for example size = \"512M\"");
     CHECK(error_with("[console]\ntype = \"file\"\n") ==
           "6:8: 'path' is missing in [console]; type 'file' needs it");
+}
+
+TEST_CASE("an initrd goes with a kernel, from the file's folder") {
+    CHECK(good("[machine]\ninitrd = \"initrd.img\"\nkernel = \"/k\"\n[[memory]]\nsize = \"16M\"\n").initrd ==
+          "/etc/liveupdate/vms/initrd.img");
+    CHECK(errors_of("[machine]\nfirmware = \"/f\"\ninitrd = \"i\"\n[[memory]]\nsize = \"16M\"\n") ==
+          "3:10: 'initrd' in [machine] is for a 'kernel', not for 'firmware'; leave it out");
 }
 
 TEST_CASE("what contradicts itself is told") {

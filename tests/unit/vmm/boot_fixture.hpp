@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "handoff/base/fd.hpp"
+#include "vmm/boot/kernel.hpp"
 #include "vmm/boot/memory_map.hpp"
 
 namespace liveupdate::vmm::test {
@@ -36,6 +37,18 @@ struct Ram {
         return value;
     }
 };
+
+// Boots the kernel file `kernel`; an empty `initrd` is none.
+inline Result<InitialState> boot_file(const Ram& ram, const std::string& kernel,
+    std::string_view command_line = {}, const std::string& initrd = {}, uint64_t rsdp = 0) {
+    const UniqueFd kernel_fd = file_of(kernel), initrd_fd = file_of(initrd);
+    KernelFiles files;
+    files.kernel = kernel_fd.get();
+    if (!initrd.empty()) files.initrd = initrd_fd.get();
+    files.command_line = command_line;
+    files.rsdp = rsdp;
+    return load_kernel(ram.memory, files);
+}
 
 constexpr uint64_t kKernelBase = 0x200000;
 constexpr uint32_t kKernelEntry = kKernelBase + 8;

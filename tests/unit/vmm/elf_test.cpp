@@ -10,13 +10,12 @@
 namespace liveupdate::vmm::test {
 namespace {
 
-constexpr uint64_t kReserved = 0x6000;
-constexpr uint64_t kReservedSize = 0x2A000;
+constexpr GuestRange kReserved{0x6000, 0x2A000};
 
 Result<ElfKernel> load(const std::string& file, const Ram& ram) {
     const UniqueFd fd = file_of(file);
     TRY_ASSIGN(auto kernel, read_elf_kernel(fd.get()));
-    TRY(load_elf_kernel(fd.get(), kernel, ram.memory, kReserved, kReservedSize));
+    TRY(load_elf_kernel(fd.get(), kernel, ram.memory, std::span(&kReserved, 1)));
     return kernel;
 }
 
@@ -50,10 +49,27 @@ TEST_CASE_TEMPLATE(
     CHECK(ram.bytes[kKernelBase - 1] == 0xEE);
 }
 
-TEST_CASE("a kernel without the PVH note is refused and told what to do") {
-    CHECK(has(refusal([](auto& k) { k.notes.entry.n_type = 17; }), "XEN_ELFNOTE_PHYS32_ENTRY"));
-    CHECK(has(refusal([](auto& k) { k.notes.entry_name[0] = 'Y'; }), "CONFIG_PVH"));
-    CHECK(has(refusal([](auto& k) { k.note.p_type = PT_NULL; }), "CONFIG_PVH"));
+TEST_CASE("a kernel without the PVH note has no PVH entry, and its own only if that is physical") {
+    Ram ram;
+    const auto note_of = [&](auto change) {
+        Kernel64 image;
+        image.header.e_entry = kKernelBase + 4;
+        change(image);
+        const auto kernel = load(image.file(), ram);
+        REQUIRE(kernel);
+        CHECK(kernel->entry_64 == kKernelBase + 4);
+        return kernel->pvh_entry;
+    };
+    CHECK(note_of([](auto&) {}) == kKernelEntry);
+    CHECK_FALSE(note_of([](auto& k) { k.notes.entry.n_type = 17; }));
+    CHECK_FALSE(note_of([](auto& k) { k.notes.entry_name[0] = 'Y'; }));
+    CHECK_FALSE(note_of([](auto& k) { k.note.p_type = PT_NULL; }));
+    Kernel64 image;
+    image.header.e_entry = 0xFFFFFFFF80000000;
+    CHECK_FALSE(load(image.file(), ram)->entry_64);
+    Kernel32 narrow;
+    narrow.header.e_entry = kKernelBase;
+    CHECK_FALSE(load(narrow.file(), ram)->entry_64);
 }
 
 TEST_CASE("an entry outside the kernel is refused") {
@@ -98,8 +114,8 @@ TEST_CASE("segments that do not fit into RAM are refused") {
 
 TEST_CASE("segments over the boot structures or over each other are refused") {
     const auto low = [](auto& k) {
-        k.load.p_paddr = kReserved - 0x800;
-        k.notes.entry_point = kReserved - 0x800;
+        k.load.p_paddr = kReserved.start - 0x800;
+        k.notes.entry_point = kReserved.start - 0x800;
     };
     CHECK(has(refusal(low), "boot structures"));
     const auto twice = [](auto& k) {

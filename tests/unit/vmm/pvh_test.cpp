@@ -7,10 +7,10 @@
 namespace liveupdate::vmm::test {
 namespace {
 
-Result<InitialState> boot(const Ram& ram, std::string_view command_line, std::string_view initrd = {}) {
-    const UniqueFd fd = file_of(Kernel64().file());
-    return load_pvh(
-        ram.memory, fd.get(), command_line, {reinterpret_cast<const uint8_t*>(initrd.data()), initrd.size()});
+constexpr uint64_t kRsdp = 0xE0000;
+
+Result<InitialState> boot(const Ram& ram, std::string_view command_line, const std::string& initrd = {}) {
+    return boot_file(ram, Kernel64().file(), command_line, initrd, kRsdp);
 }
 
 TEST_CASE("the first vCPU starts in flat 32-bit protected mode with the start info in EBX") {
@@ -46,7 +46,7 @@ TEST_CASE("the start info leads to command line, memory map and initrd") {
     CHECK(ram.get<uint32_t>(kPvhStartInfo + 12) == 1); // modules
     const auto module = ram.get<uint64_t>(kPvhStartInfo + 16);
     const auto command_line = ram.get<uint64_t>(kPvhStartInfo + 24);
-    CHECK(ram.get<uint64_t>(kPvhStartInfo + 32) == 0); // no RSDP
+    CHECK(ram.get<uint64_t>(kPvhStartInfo + 32) == kRsdp);
     CHECK(ram.get<uint64_t>(kPvhStartInfo + 40) == kPvhMemoryMap);
     CHECK(ram.get<uint32_t>(kPvhStartInfo + 48) == 4);
     CHECK(std::string(reinterpret_cast<const char*>(&ram.bytes[command_line])) == "console=ttyS0");
@@ -66,32 +66,10 @@ TEST_CASE("without an initrd no module is told") {
     CHECK(ram.get<uint64_t>(kPvhStartInfo + 16) == 0);
 }
 
-TEST_CASE("the memory map tells all RAM but the BIOS's, and the hole as reserved") {
-    const std::vector<MemoryRegion> regions{{0, 3 * kGiB, 0, 0}, {4 * kGiB, 5 * kGiB, 0, 3 * kGiB}};
-    CHECK(pvh_memory_map(regions) == std::vector<MapEntry>{{0, 0x9FC00, kMapRam},
-                                         {0x9FC00, 0x60400, kMapReserved},
-                                         {0x100000, 3 * kGiB - 0x100000, kMapRam},
-                                         {3 * kGiB, kGiB, kMapReserved}, {4 * kGiB, 5 * kGiB, kMapRam}});
-}
-
-TEST_CASE("the memory map of many blocks is in order and without overlap") {
-    const std::vector<MemoryRegion> regions{{0, kPageSize, 0, 0}, {kPageSize, kGiB, 1, 0},
-        {kPageSize + kGiB, 2 * kGiB - kPageSize, 2, 0}, {4 * kGiB, kGiB + kPageSize, 2, 2 * kGiB - kPageSize},
-        {5 * kGiB + kPageSize, kGiB, 3, 0}};
-    uint64_t end = 0, ram = 0;
-    for (const MapEntry& entry : pvh_memory_map(regions)) {
-        CHECK(entry.address >= end);
-        CHECK(entry.size > 0);
-        end = entry.address + entry.size;
-        if (entry.type == kMapRam) ram += entry.size;
-    }
-    CHECK(ram == 5 * kGiB + kPageSize - 0x60400);
-}
-
 TEST_CASE("a command line that does not fit or holds a zero is refused") {
     Ram ram;
-    CHECK(boot(ram, std::string(kPvhMaxCommandLine, 'x')));
-    CHECK_FALSE(boot(ram, std::string(kPvhMaxCommandLine + 1, 'x')));
+    CHECK(boot(ram, std::string(kMaxBootCommandLine, 'x')));
+    CHECK_FALSE(boot(ram, std::string(kMaxBootCommandLine + 1, 'x')));
     CHECK_FALSE(boot(ram, std::string_view("a\0b", 3)));
 }
 
