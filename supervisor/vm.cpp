@@ -157,7 +157,10 @@ void VmSupervisor::guest_event(const handoff::proto::GuestEvent& event) {
     using Event = handoff::proto::GuestEvent;
     if (event.kind() == Event::RESET) return restart_guest("the guest asked for a reset");
     if (event.kind() == Event::EXITED) {
-        spdlog::info("{}: the guest ended with status {}", config_.name, event.status());
+        if (event.powered_off())
+            spdlog::info("{}: the guest has powered itself off", config_.name);
+        else
+            spdlog::info("{}: the guest ended with status {}", config_.name, event.status());
         unwatch();
         vmm_.kill();
         state_ = State::kStopped;

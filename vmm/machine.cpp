@@ -7,12 +7,16 @@
 
 #include "handoff/base/fd.hpp"
 #include "vmm/boot/kernel.hpp"
+#include "vmm/boot/platform_tables.hpp"
 #include "vmm/boot/reset_state.hpp"
+#include "vmm/devices/virtio/layout.hpp"
 
 namespace liveupdate::vmm {
 namespace {
 
-constexpr uint32_t kSerialGsi = 4;
+constexpr uint8_t kSerialGsi = 4;
+constexpr uint8_t kSci = 9;
+constexpr uint32_t kVirtioDevices = 0; // that the ACPI tables tell of
 constexpr uint32_t kVcpuCapacity = 64 * 1024;
 constexpr uint32_t kVmCapacity = 16 * 1024;
 constexpr uint32_t kDeviceCapacity = 64 * 1024;
@@ -36,7 +40,8 @@ Result<std::unique_ptr<Machine>> Machine::build(Plan plan) {
 Machine::Machine(KvmSystem system, Vm vm, std::unique_ptr<Console> console, UniqueFd event_fd)
     : system_(std::move(system)), vm_(std::move(vm)), console_(std::move(console)),
       serial_line_(vm_, kSerialGsi), serial_("serial0", serial_line_, *console_), debug_exit_(*this),
-      keyboard_reset_(*this), reset_control_(*this), event_fd_(std::move(event_fd)) {}
+      keyboard_reset_(*this), reset_control_(*this), sci_line_(vm_, kSci), acpi_pm_(sci_line_, *this, clock_),
+      rtc_(clock_), event_fd_(std::move(event_fd)) {}
 
 Machine::~Machine() = default;
 
@@ -61,8 +66,10 @@ Result<void> Machine::add_devices() {
     TRY(bus_.add("debug-exit", DebugExit::kPort, DebugExit::kPorts, debug_exit_));
     TRY(bus_.add("keyboard-reset", KeyboardResetPort::kPort, KeyboardResetPort::kPorts, keyboard_reset_));
     TRY(bus_.add("reset-control", ResetControl::kPort, ResetControl::kPorts, reset_control_));
-    for (Device* device : {static_cast<Device*>(&serial_), static_cast<Device*>(&debug_exit_),
-             static_cast<Device*>(&keyboard_reset_), static_cast<Device*>(&reset_control_)})
+    TRY(bus_.add("acpi-pm", AcpiPm::kPort, AcpiPm::kPorts, acpi_pm_));
+    TRY(bus_.add("rtc", Rtc::kPort, Rtc::kPorts, rtc_));
+    for (Device* device : std::initializer_list<Device*>{
+             &serial_, &debug_exit_, &keyboard_reset_, &reset_control_, &acpi_pm_, &rtc_})
         if (std::holds_alternative<StateSchema>(device->state())) saved_devices_.push_back(device);
     return {};
 }
@@ -106,6 +113,27 @@ Result<GuestMemory> Machine::low_level_view(const handoff::Manifest& manifest) c
     return GuestMemory::over(std::move(regions), bytes);
 }
 
+Platform Machine::platform() const {
+    Platform platform;
+    platform.vcpus = static_cast<unsigned>(vcpus_.size());
+    platform.pm_event_port = AcpiPm::kEventPort;
+    platform.pm_control_port = AcpiPm::kControlPort;
+    platform.pm_timer_port = AcpiPm::kTimerPort;
+    platform.soft_off_type = AcpiPm::kSoftOffType;
+    platform.sci = kSci;
+    platform.reset_port = ResetControl::kPort;
+    platform.reset_value = ResetControl::kResetValue;
+    platform.serial_port = Serial::kCom1;
+    platform.serial_irq = kSerialGsi;
+    platform.rtc_port = Rtc::kPort;
+    platform.rtc_irq = Rtc::kIrq;
+    platform.rtc_century = Rtc::kCentury;
+    for (uint32_t slot = 0; slot < kVirtioDevices; ++slot)
+        platform.virtio.push_back({static_cast<uint32_t>(virtio::mmio_address(slot)),
+            static_cast<uint32_t>(virtio::kMmioSize), virtio::kGsis[slot]});
+    return platform;
+}
+
 Result<void> Machine::boot(const handoff::Manifest& manifest, int kernel_fd, int initrd_fd) {
     if (vcpus_.empty()) return Error(ErrorCode::kInternal, "boot: the machine has no vCPU");
     if (manifest.machine.boot() == "firmware") {
@@ -117,6 +145,7 @@ Result<void> Machine::boot(const handoff::Manifest& manifest, int kernel_fd, int
     files.kernel = kernel_fd;
     files.initrd = initrd_fd;
     files.command_line = manifest.machine.cmdline();
+    TRY_ASSIGN(files.rsdp, write_platform_tables(memory, platform()));
     TRY_ASSIGN(const InitialState state, load_kernel(memory, files));
     return vcpus_[0]->set_initial_state(state);
 }
@@ -153,6 +182,15 @@ void Machine::request_exit(uint32_t status) {
     handoff::proto::GuestEvent event;
     event.set_kind(handoff::proto::GuestEvent::EXITED);
     event.set_status(status);
+    end(std::move(event));
+}
+
+// An orderly end, which a debug exit cannot claim: its status is never 0.
+void Machine::request_power_off() {
+    handoff::proto::GuestEvent event;
+    event.set_kind(handoff::proto::GuestEvent::EXITED);
+    event.set_status(0);
+    event.set_powered_off(true);
     end(std::move(event));
 }
 

@@ -12,11 +12,15 @@
 #include "handoff/guest.hpp"
 #include "handoff/manifest.hpp"
 #include "vmm/boot/memory_map.hpp"
+#include "vmm/boot/platform.hpp"
+#include "vmm/devices/acpi_pm.hpp"
 #include "vmm/devices/console.hpp"
 #include "vmm/devices/debug_exit.hpp"
+#include "vmm/devices/host_clock.hpp"
 #include "vmm/devices/machine_control.hpp"
 #include "vmm/devices/pio_bus.hpp"
 #include "vmm/devices/reset.hpp"
+#include "vmm/devices/rtc.hpp"
 #include "vmm/devices/serial.hpp"
 #include "vmm/kvm/irq_line.hpp"
 #include "vmm/kvm/pit_keeper.hpp"
@@ -60,6 +64,7 @@ public:
     PitKeeper& pit() { return pit_; }
     Console& console() { return *console_; }
     Serial& serial() { return serial_; }
+    AcpiPm& acpi_pm() { return acpi_pm_; }
     const PioBus& bus() const { return bus_; }
     std::vector<std::unique_ptr<Vcpu>>& vcpus() { return vcpus_; }
     // Devices that have state, by the order of their sections.
@@ -71,6 +76,7 @@ public:
 
     // MachineControl, and faults that vCPU threads meet. The first event ends the machine for good.
     void request_exit(uint32_t status) override;
+    void request_power_off() override;
     void request_reset() override;
     void fault(std::string detail);
     bool ended() const { return ended_.load(std::memory_order_acquire); }
@@ -82,6 +88,7 @@ private:
     Machine(KvmSystem system, Vm vm, std::unique_ptr<Console> console, UniqueFd event_fd);
     Result<void> map_ram(const handoff::Manifest& manifest, handoff::MapMode mode);
     Result<void> add_devices();
+    Platform platform() const;
     Result<GuestMemory> low_level_view(const handoff::Manifest& manifest) const;
     void end(handoff::proto::GuestEvent event);
 
@@ -96,6 +103,10 @@ private:
     DebugExit debug_exit_;
     KeyboardResetPort keyboard_reset_;
     ResetControl reset_control_;
+    SystemClock clock_;
+    KvmIrqLine sci_line_;
+    AcpiPm acpi_pm_;
+    Rtc rtc_;
     PioBus bus_;
     std::vector<Device*> saved_devices_;
     std::vector<std::unique_ptr<Vcpu>> vcpus_;

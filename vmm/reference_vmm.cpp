@@ -29,6 +29,7 @@ void add_support(handoff::proto::Offer& offer, const std::string& kind, uint32_t
 class NoMachine final : public MachineControl, public InterruptLine {
 public:
     void request_exit(uint32_t) override {}
+    void request_power_off() override {}
     void request_reset() override {}
     void set(bool) override {}
 };
@@ -39,7 +40,10 @@ void add_device_support(handoff::proto::Offer& offer) {
     if (!console) return;
     const Serial serial("serial0", nothing, **console);
     const ResetControl reset(nothing);
-    for (const Device* device : {static_cast<const Device*>(&serial), static_cast<const Device*>(&reset)}) {
+    const SystemClock clock;
+    const AcpiPm acpi_pm(nothing, nothing, clock);
+    const Rtc rtc(clock);
+    for (const Device* device : std::initializer_list<const Device*>{&serial, &reset, &acpi_pm, &rtc}) {
         const StateDeclaration declared = device->state();
         if (const auto* schema = std::get_if<StateSchema>(&declared))
             add_support(offer, schema->section, schema->oldest_loadable, schema->version);

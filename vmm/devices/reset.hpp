@@ -39,6 +39,7 @@ class ResetControl final : public Device, public PioDevice {
 public:
     static constexpr uint16_t kPort = 0xCF9;
     static constexpr uint32_t kPorts = 1;
+    static constexpr uint8_t kResetValue = 0x06; // a hard reset, at once: what ACPI's FADT names
 
     // `machine` must outlive the device.
     explicit ResetControl(MachineControl& machine) : machine_(machine) {}

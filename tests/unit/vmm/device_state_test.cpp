@@ -10,8 +10,12 @@
 #include <random>
 
 #include "tests/unit/vmm/fakes.hpp"
+#include "vmm/devices/acpi_pm.hpp"
+#include "vmm/devices/acpi_pm.pb.h"
 #include "vmm/devices/reset.hpp"
 #include "vmm/devices/reset.pb.h"
+#include "vmm/devices/rtc.hpp"
+#include "vmm/devices/rtc.pb.h"
 #include "vmm/devices/serial.hpp"
 #include "vmm/devices/serial.pb.h"
 #include "vmm/devices/state_message.hpp"
@@ -27,6 +31,7 @@ struct Surroundings {
     FakeLine line;
     FakeConsole console;
     FakeMachine machine;
+    FakeClock clock;
 };
 
 // A device under test. Every stateful device has its entry in subjects().
@@ -60,6 +65,23 @@ void constrain_serial(Message& message, Random& random) {
     shorten(*serial.mutable_input(), 16);
 }
 
+void constrain_acpi_pm(Message& message, Random&) {
+    auto& pm = dynamic_cast<state::AcpiPm&>(message);
+    pm.set_status(pm.status() & 0x0100);
+    pm.set_enable(pm.enable() & 0x0521);
+    pm.set_control(pm.control() & 0x1C02);
+}
+
+void constrain_rtc(Message& message, Random&) {
+    auto& rtc = dynamic_cast<state::Rtc&>(message);
+    rtc.set_index(rtc.index() & 0x7F);
+    rtc.set_control_a(rtc.control_a() & 0x7F);
+    rtc.set_control_b(rtc.control_b() & 0xFF);
+    rtc.set_offset_seconds(rtc.offset_seconds() % (int64_t{1} << 38));
+    rtc.set_offset_ns(rtc.offset_ns() % 1'000'000'000);
+    rtc.mutable_memory()->resize(128, 'm');
+}
+
 const std::vector<Subject>& subjects() {
     static const std::vector<Subject> kSubjects{
         {"serial", [](Surroundings& s) { return std::make_unique<Serial>("serial0", s.line, s.console); },
@@ -71,6 +93,10 @@ const std::vector<Subject>& subjects() {
                 reset.set_value(reset.value() & 0x0E);
             },
             {}},
+        {"acpi-pm", [](Surroundings& s) { return std::make_unique<AcpiPm>(s.line, s.machine, s.clock); },
+            [] { return std::make_unique<state::AcpiPm>(); }, constrain_acpi_pm, {}},
+        {"rtc", [](Surroundings& s) { return std::make_unique<Rtc>(s.clock); },
+            [] { return std::make_unique<state::Rtc>(); }, constrain_rtc, {}},
     };
     return kSubjects;
 }
@@ -93,6 +119,9 @@ void fill(Message& message, Random& random) {
             break;
         case FieldDescriptor::CPPTYPE_UINT64:
             reflection.SetUInt64(&message, field, (uint64_t{random()} << 32) | random());
+            break;
+        case FieldDescriptor::CPPTYPE_INT64:
+            reflection.SetInt64(&message, field, static_cast<int64_t>((uint64_t{random()} << 32) | random()));
             break;
         case FieldDescriptor::CPPTYPE_BOOL:
             reflection.SetBool(&message, field, random() % 2 == 0);
@@ -139,6 +168,8 @@ bool is_default(const Message& message, const FieldDescriptor* field) {
         return reflection.GetUInt32(message, field) == 0;
     case FieldDescriptor::CPPTYPE_UINT64:
         return reflection.GetUInt64(message, field) == 0;
+    case FieldDescriptor::CPPTYPE_INT64:
+        return reflection.GetInt64(message, field) == 0;
     case FieldDescriptor::CPPTYPE_BOOL:
         return !reflection.GetBool(message, field);
     case FieldDescriptor::CPPTYPE_STRING:
@@ -243,6 +274,8 @@ TEST_CASE("a field beyond its range, an unknown one and an absent one are refuse
             REQUIRE(message->ParseFromString(good));
             if (field->cpp_type() == FieldDescriptor::CPPTYPE_UINT32)
                 reflection.SetUInt32(message.get(), field, UINT32_MAX);
+            else if (field->cpp_type() == FieldDescriptor::CPPTYPE_INT64)
+                reflection.SetInt64(message.get(), field, INT64_MIN);
             else if (field->cpp_type() == FieldDescriptor::CPPTYPE_STRING)
                 reflection.SetString(message.get(), field, std::string(64 << 10, 'x'));
             else

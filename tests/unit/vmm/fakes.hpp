@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "vmm/devices/console_backend.hpp"
+#include "vmm/devices/host_clock.hpp"
 #include "vmm/devices/interrupt_line.hpp"
 #include "vmm/devices/machine_control.hpp"
 
@@ -32,11 +33,25 @@ struct FakeConsole final : ConsoleBackend {
     void wake() override { ++wakes; }
 };
 
+struct FakeClock final : HostClock {
+    uint64_t monotonic = 1'000'000'000;
+    uint64_t realtime = 1'795'342'530'000'000'000; // 2026-11-22 10:15:30, a Sunday
+
+    uint64_t monotonic_ns() const override { return monotonic; }
+    uint64_t realtime_ns() const override { return realtime; }
+    void advance(uint64_t ns) {
+        monotonic += ns;
+        realtime += ns;
+    }
+};
+
 struct FakeMachine final : MachineControl {
     std::vector<uint32_t> exits;
     int resets = 0;
+    int power_offs = 0;
 
     void request_exit(uint32_t status) override { exits.push_back(status); }
+    void request_power_off() override { ++power_offs; }
     void request_reset() override { ++resets; }
 };
 
