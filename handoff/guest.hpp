@@ -52,6 +52,9 @@ public:
     virtual void let_go() = 0;
 
     virtual proto::Status status() = 0;
+    // Asks the guest to shut itself down, as a power button does, and returns at once. False when the guest
+    // does not listen for that, and nothing has happened.
+    virtual bool ask_to_end() = 0;
     // Everything that a new supervisor needs, as at the launch. Borrowed fds.
     virtual const Manifest& manifest() const = 0;
     virtual std::vector<FdToSend> adoption_fds() const = 0;

@@ -233,6 +233,11 @@ private:
             *message.mutable_status() = source_->guest().status();
             return one(std::move(message));
         }
+        case proto::Message::kAskToEnd: {
+            proto::Message message;
+            message.mutable_asked_to_end()->set_heard(source_->guest().ask_to_end());
+            return one(std::move(message));
+        }
         default:
             return one(failure({ErrorCode::kProtocol, kind_of(m) + " is not for a source"}));
         }

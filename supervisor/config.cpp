@@ -133,6 +133,7 @@ void read_update(Section update, VmConfig& config) {
 
 void read_policy(Section policy, VmConfig& config) {
     policy.choice("on_lost", words(kOnLost), config.on_lost);
+    policy.duration("stop_timeout", 0us, 1h, config.stop_timeout);
     policy.string("owner", config.owner);
     policy.string("group", config.group);
     policy.finish();

@@ -57,6 +57,8 @@ struct VmConfig {
     bool populate = true; // fill the destination's page tables beforehand
 
     OnLost on_lost = OnLost::kStop;
+    // How long a guest that has been asked to power off may take; 0: it is not asked.
+    std::chrono::microseconds stop_timeout = std::chrono::seconds(30);
     std::string owner; // may use the control socket; empty: only root and the supervisor's own user
     std::string group; // its members may use the control socket; empty: none
 

@@ -18,7 +18,6 @@ using handoff::proto::Message;
 
 constexpr auto kLaunchTime = std::chrono::seconds(30);
 constexpr auto kConnectTime = std::chrono::seconds(2);
-constexpr uint64_t kStopDefaultMs = 10'000; // for the VMM to end by itself
 constexpr size_t kHistoryDefault = 20;
 
 std::vector<std::string> session_sockets(const std::string& directory) {
@@ -155,6 +154,7 @@ void VmSupervisor::vmm_spoke() {
 
 void VmSupervisor::guest_event(const handoff::proto::GuestEvent& event) {
     using Event = handoff::proto::GuestEvent;
+    if (state_ == State::kStopping) return guest_ended_stopping(event);
     if (event.kind() == Event::RESET) return restart_guest("the guest asked for a reset");
     if (event.kind() == Event::EXITED) {
         if (event.powered_off())
@@ -173,7 +173,7 @@ void VmSupervisor::guest_event(const handoff::proto::GuestEvent& event) {
 }
 
 void VmSupervisor::guest_gone(const std::string& why) {
-    if (state_ == State::kStopping) return loop_.stop(0);
+    if (state_ == State::kStopping) return finish_stop("cut", Deadline::after({}));
     spdlog::error("{}: the guest is lost: {}", config_.name, why);
     lost_why_ = why;
     state_ = State::kLost;
@@ -196,27 +196,6 @@ void VmSupervisor::restart_guest(const std::string& why) {
     state_ = State::kRunning;
 }
 
-void VmSupervisor::stop() {
-    end_guest(Deadline::after(std::chrono::milliseconds(kStopDefaultMs)));
-    loop_.stop(0);
-}
-
-void VmSupervisor::end_guest(Deadline deadline) {
-    if (state_ == State::kUpdating) {
-        // The update has the VMM: its end comes first.
-        abort_update();
-        if (update_thread_.joinable()) update_thread_.join();
-    }
-    state_ = State::kStopping;
-    unwatch();
-    Message message;
-    message.mutable_stop();
-    if (vmm_) static_cast<void>(vmm_.tell(std::move(message)));
-    vmm_.wait_or_kill(deadline);
-    ::unlink(console_path(config_, paths_).c_str());
-    state_ = State::kStopped;
-}
-
 void VmSupervisor::handle(nlohmann::json request, std::shared_ptr<ControlReply> reply) {
     const std::string command = request.at("command");
     if (command == "status") return reply->finish(status());
@@ -232,13 +211,7 @@ void VmSupervisor::handle(nlohmann::json request, std::shared_ptr<ControlReply> 
         const bool updating = abort_update();
         return reply->finish({{"update", updating ? nlohmann::json(update_id_) : nlohmann::json(nullptr)}});
     }
-    if (command == "stop") {
-        end_guest(request.value("force", false) ? Deadline::after({})
-                                                : Deadline::after(std::chrono::milliseconds(
-                                                      request.value("timeout_ms", kStopDefaultMs))));
-        reply->finish({{"state", word(state_)}});
-        return loop_.post([this] { loop_.stop(0); });
-    }
+    if (command == "stop") return begin_stop(request, std::move(reply));
     reply->fail({ErrorCode::kInvalid, "there is no command '" + command + "'"});
 }
 

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -27,7 +28,8 @@ public:
 
     // Adopts the VMM that still runs this guest, or starts one. Before the loop runs.
     Result<void> start();
-    // Ends the guest and the loop.
+    // Ends the guest and then the loop: the guest is asked to power off, and given [policy] stop_timeout for
+    // it. Called once more, it is not waited for any longer.
     void stop();
 
     void handle(nlohmann::json request, std::shared_ptr<ControlReply> reply) override;
@@ -52,8 +54,14 @@ private:
     void run_update(UpdateRequest request, std::shared_ptr<ControlReply> reply);
     void update_over(
         UpdateRecord record, std::optional<OpenBinary> previous, const std::shared_ptr<ControlReply>& reply);
-    bool abort_update();               // false: there is none
-    void end_guest(Deadline deadline); // the VMM ends by itself until then
+    bool abort_update(); // false: there is none
+
+    // vm_stop.cpp
+    void begin_stop(const nlohmann::json& request, std::shared_ptr<ControlReply> reply);
+    void stop_guest(std::chrono::milliseconds guest_time, Deadline vmm_deadline);
+    bool ask_guest_to_end();
+    void guest_ended_stopping(const handoff::proto::GuestEvent& event);
+    void finish_stop(std::string_view guest, Deadline vmm_deadline);
 
     systemd::EventLoop& loop_;
     VmConfig config_;
@@ -72,6 +80,9 @@ private:
 
     systemd::Source pidfd_source_;
     systemd::Source channel_source_;
+
+    std::vector<std::shared_ptr<ControlReply>> stop_replies_;
+    systemd::Source stop_timer_; // active while the guest shuts down
 
     std::thread update_thread_;
     UniqueFd cancel_fd_;

@@ -80,6 +80,10 @@ handoff::proto::Status RunningGuest::status() {
     return status;
 }
 
+bool RunningGuest::ask_to_end() {
+    return machine().acpi_pm().press_power_button();
+}
+
 std::vector<handoff::FdToSend> RunningGuest::adoption_fds() const {
     std::vector<handoff::FdToSend> fds;
     for (const auto& [name, fd] : parts_.fds)

@@ -32,6 +32,7 @@ public:
     void let_go() override;
 
     handoff::proto::Status status() override;
+    bool ask_to_end() override;
     const handoff::Manifest& manifest() const override { return parts_.manifest; }
     std::vector<handoff::FdToSend> adoption_fds() const override;
     std::optional<handoff::proto::GuestEvent> take_event() override;

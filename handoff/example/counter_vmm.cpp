@@ -138,6 +138,7 @@ public:
         status.set_exits(vcpu_->turns());
         return status;
     }
+    bool ask_to_end() override { return false; } // a counter has no power button
     const Manifest& manifest() const override { return manifest_; }
     std::vector<FdToSend> adoption_fds() const override {
         std::vector<FdToSend> fds;

@@ -29,7 +29,8 @@ struct StartArguments {
 
 struct StopArguments {
     std::vector<std::string> names;
-    std::string timeout = "30s";
+    std::string timeout; // empty: as the VM file says
+    bool now = false;
     bool force = false;
 };
 
@@ -109,8 +110,28 @@ void wait_until_gone(const Paths& paths, const std::string& name) {
         std::this_thread::sleep_for(kPollEvery);
 }
 
-ExitCode stop_one(
-    CliIo& io, const std::string& name, const StopArguments& arguments, std::chrono::microseconds timeout) {
+// What is asked of the supervisor, and how long its answer may take.
+struct StopOrder {
+    nlohmann::json request;
+    Deadline deadline;
+};
+
+Result<StopOrder> order_stop(const StopArguments& arguments) {
+    constexpr auto kLongestPolicy = 1h; // of [policy] stop_timeout
+    constexpr auto kForTheVmm = 20s;
+    nlohmann::json request = {{"command", "stop"}, {"force", arguments.force}};
+    std::chrono::microseconds guest_time = kLongestPolicy;
+    if (!arguments.timeout.empty()) {
+        TRY_ASSIGN(guest_time, parse_duration(arguments.timeout).context("--timeout"));
+    }
+    if (arguments.now) guest_time = 0s;
+    if (arguments.now || !arguments.timeout.empty())
+        request["timeout_ms"] =
+            static_cast<uint64_t>(std::chrono::ceil<std::chrono::milliseconds>(guest_time).count());
+    return StopOrder{std::move(request), Deadline::after(guest_time + kForTheVmm)};
+}
+
+ExitCode stop_one(CliIo& io, const std::string& name, const StopOrder& order) {
     auto client = ControlClient::connect(io.paths, name);
     if (!client) {
         const bool known = ::access(io.paths.config(name).c_str(), F_OK) == 0;
@@ -118,23 +139,28 @@ ExitCode stop_one(
         io.out << name << ": nothing to do: it is not running\n";
         return ExitCode::kNothingToDo;
     }
-    const auto ms = static_cast<uint64_t>(std::chrono::ceil<std::chrono::milliseconds>(timeout).count());
-    const auto answer = client->call({{"command", "stop"}, {"force", arguments.force}, {"timeout_ms", ms}},
-        Deadline::after(timeout + 10s));
+    ControlClient::Hooks hooks;
+    hooks.on_event = [&](const nlohmann::json& event) {
+        if (event.value("asked_to_end", false))
+            io.err << name << ": asked to power off, waiting for the guest\n" << std::flush;
+    };
+    const auto answer = client->call(order.request, order.deadline, hooks);
     if (!answer) return complain(io, answer.error());
     wait_until_gone(io.paths, name);
-    io.out << name << ": stopped\n";
+    const bool timed_out = text_at(*answer, "/guest", "") == "timed-out";
+    io.out << name << (timed_out ? ": stopped; the guest did not power off in time" : ": stopped") << '\n';
     return ExitCode::kDone;
 }
 
 ExitCode run_stop(CliIo& io, const StopArguments& arguments) {
     const auto names = checked_names(arguments.names);
     if (!names) return complain(io, names.error());
-    const auto timeout = parse_duration(arguments.timeout).context("--timeout");
-    if (!timeout) return complain(io, timeout.error());
     ExitCode code = ExitCode::kNothingToDo;
-    for (const auto& name : *names)
-        code = worst(code, stop_one(io, name, arguments, *timeout));
+    for (const auto& name : *names) {
+        const auto order = order_stop(arguments);
+        if (!order) return complain(io, order.error());
+        code = worst(code, stop_one(io, name, *order));
+    }
     return code;
 }
 
@@ -152,8 +178,10 @@ void add_lifecycle_commands(CLI::App& app, Action& chosen) {
     CLI::App& stop = *app.add_subcommand("stop", "Stop VMs and their supervisors");
     const auto stopping = std::make_shared<StopArguments>();
     stop.add_option("NAME", stopping->names, "the VMs, by name")->required();
-    stop.add_flag("--force", stopping->force, "do not wait for the guest");
-    stop.add_option("--timeout", stopping->timeout, "how long to wait for the guest")->capture_default_str();
+    stop.add_flag("--now", stopping->now, "do not ask the guest to power off, cut its power");
+    stop.add_flag("--force", stopping->force, "do not wait for the VMM either, kill it");
+    stop.add_option("--timeout", stopping->timeout,
+        "how long to wait for the guest's power-off, in place of [policy] stop_timeout");
     stop.callback(
         [stopping, &chosen] { chosen = [stopping](CliIo& io) { return run_stop(io, *stopping); }; });
 }

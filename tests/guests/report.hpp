@@ -74,6 +74,9 @@ enum StopCommand : std::uint64_t {
     kStopExit = 1,            ///< debug exit with kExitOk
     kStopResetByKeyboard = 2, ///< 0xFE to port 0x64
     kStopResetByPort = 3,     ///< 2, then 6 to port 0xCF9
+    kStopPowerOff = 4,        ///< ACPI soft-off
+    kStopByButton = 5,        ///< listens to ACPI's power button, then soft-off
+    kStopNotByButton = 6,     ///< listens to it, and stays as it is
 };
 
 struct alignas(64) Range {
@@ -102,7 +105,7 @@ struct alignas(4096) ReportHeader {
     std::uint64_t fault_address; ///< CR2 of the last exception
     // Written by the host only.
     alignas(64) std::uint64_t go; ///< pattern with step=1: passes that may have been started
-    std::uint64_t stop;           ///< StopCommand for vCPU 0; 0 again after a reset
+    std::uint64_t stop;           ///< StopCommand for vCPU 0; 0 again after a reset, or once it listens
     // Shared by all vCPUs.
     alignas(64) std::uint64_t shared_counter; ///< clock: never goes back
     alignas(64) std::uint64_t shared_tsc;     ///< clock: a recent TSC of any vCPU

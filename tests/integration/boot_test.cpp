@@ -257,5 +257,46 @@ TEST_CASE("a guest that is asked to end ends its VM and the supervisor") {
     CHECK(LiveVm::eventually([&] { return processes_of(vm->directory()).empty(); }));
 }
 
+TEST_CASE("a guest that powers itself off ends its VM and the supervisor, also after an update") {
+    NEEDS_KVM();
+    for (const unsigned updates : {0u, 1u}) {
+        const auto vm = started({});
+        update_in_turn(*vm, 0, updates);
+        write_field(vm->writable_report().header.stop, ::tests::guests::kStopPowerOff);
+        CHECK(vm->await_supervisor_end() == 0);
+        CHECK(LiveVm::eventually([&] { return processes_of(vm->directory()).empty(); }));
+    }
+}
+
+// What became of the guest in a `stop` that gives it `timeout_ms`, after it has obeyed `command`.
+std::string stop_after(::tests::guests::StopCommand command, unsigned timeout_ms, unsigned updates) {
+    const auto vm = started({});
+    if (command != ::tests::guests::kStopNone) {
+        write_field(vm->writable_report().header.stop, command);
+        REQUIRE(LiveVm::eventually(
+            [&] { return read_field(vm->report().header.stop) == ::tests::guests::kStopNone; }));
+    }
+    update_in_turn(*vm, 0, updates);
+    const auto stopped = vm->call({{"command", "stop"}, {"timeout_ms", timeout_ms}});
+    REQUIRE_MESSAGE(stopped.has_value(), (stopped ? "" : stopped.error().message));
+    CHECK((*stopped)["state"] == "stopped");
+    CHECK(vm->await_supervisor_end() == 0);
+    CHECK(LiveVm::eventually([&] { return processes_of(vm->directory()).empty(); }));
+    return (*stopped)["guest"];
+}
+
+TEST_CASE("a guest that listens to its power button is asked before it is stopped, also after updates") {
+    NEEDS_KVM();
+    CHECK(stop_after(::tests::guests::kStopByButton, 60'000, 0) == "powered-off");
+    CHECK(stop_after(::tests::guests::kStopByButton, 60'000, 2) == "powered-off");
+    CHECK(stop_after(::tests::guests::kStopByButton, 0, 0) == "cut");
+}
+
+TEST_CASE("a guest that does not power off in time, or does not listen, has its power cut") {
+    NEEDS_KVM();
+    CHECK(stop_after(::tests::guests::kStopNotByButton, 300, 0) == "timed-out");
+    CHECK(stop_after(::tests::guests::kStopNone, 60'000, 0) == "cut");
+}
+
 } // namespace
 } // namespace liveupdate::tests

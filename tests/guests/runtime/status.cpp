@@ -27,6 +27,24 @@ void print_hex(std::uint64_t value) {
     }
 }
 
+// ACPI's fixed hardware where the machine's FADT says that it is; byte accesses are as good as any.
+constexpr std::uint16_t kPmStatus = 0x600, kPmEnable = 0x602, kPmControl = 0x604;
+constexpr std::uint8_t kButton = 0x01;           // bit 8
+constexpr std::uint8_t kSoftOff = 0x20 | 5 << 2; // SLP_EN and SLP_TYP, from bit 10 on
+
+void power_off() {
+    out8(kPmControl + 1, kSoftOff);
+}
+
+/// Returns once the button has been pressed, its status cleared.
+void await_button() {
+    out8(kPmEnable + 1, kButton);
+    write_field(header().stop, kStopNone);
+    while ((in8(kPmStatus + 1) & kButton) == 0)
+        pause();
+    out8(kPmStatus + 1, kButton);
+}
+
 } // namespace
 
 void report_error(ErrorCode code, std::uint64_t arg0, std::uint64_t arg1) {
@@ -45,6 +63,8 @@ void stop_vm(std::uint64_t command) {
         out8(0xcf9, 0x02);
         out8(0xcf9, 0x06);
     }
+    if (command == kStopByButton || command == kStopNotByButton) await_button();
+    if (command == kStopByButton || command == kStopPowerOff) power_off();
     if (command == kStopExit) exit_vm(kExitOk);
     for (;;)
         pause();

@@ -46,6 +46,10 @@ public:
         status.set_exits(script_.counter);
         return status;
     }
+    bool ask_to_end() override {
+        script_.asked_to_end.fetch_add(1);
+        return script_.listens;
+    }
     const Manifest& manifest() const override { return manifest_; }
     std::vector<FdToSend> adoption_fds() const override { return {{"doorbell", doorbell_}}; }
     std::optional<proto::GuestEvent> take_event() override { return script_.take_event(); }

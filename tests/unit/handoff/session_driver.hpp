@@ -34,6 +34,8 @@ struct Script {
     std::atomic<int> updates_over{0};
     std::atomic<int> let_go{0};
     std::atomic<int> dispatches{0};
+    std::atomic<bool> listens{false}; // to being asked to end
+    std::atomic<int> asked_to_end{0};
     std::atomic<bool> session_held{false}; // by hold_session
     std::atomic<int> takes{0};             // of the baton, by the loading thread
 

@@ -115,13 +115,15 @@ TEST_CASE("a VMM with a guest answers what is for a source and refuses all else,
             CHECK(answer.has_adopted());
         else if (message.has_abandon())
             CHECK(answer.has_abandoned());
+        else if (message.has_ask_to_end())
+            CHECK(answer.has_asked_to_end());
         else {
             CHECK_MESSAGE(answer.has_failure(), kind_of(answer));
             ++refused;
         }
         CHECK(files.baton.held_by(1));
     }
-    CHECK(refused == one_of_each_kind().size() - 5);
+    CHECK(refused == one_of_each_kind().size() - 6);
     CHECK(driver.script().saves == 0);
     CHECK(driver.greet().participant() == 1);
 }
@@ -310,6 +312,23 @@ TEST_CASE("Stop ends a VMM and its guest") {
     stop.mutable_stop();
     CHECK(driver.ask(stop).has_abandoned());
     CHECK(driver.exit_status() == 0);
+}
+
+TEST_CASE("a guest is asked to end, and the answer says whether it listens") {
+    const GuestFilesForTest files;
+    SessionDriver driver;
+    driver.greet();
+    Message ask;
+    ask.mutable_ask_to_end();
+    CHECK(driver.ask(ask).failure().code() == "protocol"); // nobody is there to be asked
+    driver.launch(files, 1);
+    const Message deaf = driver.ask(ask);
+    REQUIRE(deaf.has_asked_to_end());
+    CHECK_FALSE(deaf.asked_to_end().heard());
+    driver.script().listens = true;
+    CHECK(driver.ask(ask).asked_to_end().heard());
+    CHECK(driver.script().asked_to_end == 2);
+    CHECK(files.baton.held_by(1)); // nothing has ended yet
 }
 
 TEST_CASE("an owner is not released from its guest") {

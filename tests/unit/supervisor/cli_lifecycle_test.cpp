@@ -86,6 +86,37 @@ TEST_CASE("what cannot be started is told in words") {
           std::string::npos);
 }
 
+TEST_CASE("stop leaves the time to the supervisor, says what it waits for and how it ended") {
+    CliFixture cli;
+    const auto stop = [&](const std::vector<std::string>& arguments, const std::string& guest) {
+        auto web1 =
+            std::make_unique<FakeSupervisor>(cli.paths, "web1", [&](const json&, ControlReply& reply) {
+                if (guest != "cut") reply.event({{"asked_to_end", true}, {"timeout_ms", 30000}});
+                reply.finish({{"state", "stopped"}, {"guest", guest}});
+            });
+        json request;
+        std::thread end([&] {
+            while (web1->requests().empty())
+                std::this_thread::sleep_for(std::chrono::milliseconds(1));
+            std::this_thread::sleep_for(std::chrono::milliseconds(50));
+            request = web1->requests().at(0);
+            web1.reset();
+        });
+        CHECK(cli.run(arguments) == 0);
+        end.join();
+        return request;
+    };
+    CHECK(stop({"stop", "web1"}, "powered-off") == json{{"command", "stop"}, {"force", false}});
+    CHECK(cli.out == "web1: stopped\n");
+    CHECK(cli.err == "web1: asked to power off, waiting for the guest\n");
+    stop({"stop", "web1"}, "timed-out");
+    CHECK(cli.out == "web1: stopped; the guest did not power off in time\n");
+    CHECK(stop({"stop", "web1", "--now"}, "cut") ==
+          json{{"command", "stop"}, {"force", false}, {"timeout_ms", 0}});
+    CHECK(cli.out == "web1: stopped\n");
+    CHECK(cli.run({"stop", "web1", "--timeout", "soon"}) == 2);
+}
+
 TEST_CASE("stop sends its options and waits for the end") {
     CliFixture cli;
     FakeSupervisor* self = nullptr;

@@ -57,6 +57,7 @@ TEST_CASE("the least file has every default") {
     CHECK(config.timeout == 30s);
     CHECK(config.populate);
     CHECK(config.on_lost == OnLost::kStop);
+    CHECK(config.stop_timeout == 30s);
     CHECK(config.group.empty());
     CHECK_FALSE(config.witness);
 }
@@ -87,6 +88,7 @@ timeout = "1m"
 populate = false
 [policy]
 on_lost = "restart"
+stop_timeout = "2m"
 owner = "root"
 group = "liveupdate"
 [debug]
@@ -107,6 +109,7 @@ witness = true
     CHECK(config.timeout == 1min);
     CHECK_FALSE(config.populate);
     CHECK(config.on_lost == OnLost::kRestart);
+    CHECK(config.stop_timeout == 2min);
     CHECK(config.owner == "root");
     CHECK(config.group == "liveupdate");
     CHECK(config.witness);
