@@ -54,6 +54,7 @@ enum class ErrorCode : std::uint64_t {
     kIpiDoubled,             ///< received; sent by the peer
     kPatternMismatch,        ///< address; value found (more in PatternSlot)
     kSerialIrqLost,          ///< interrupts so far; TSC now
+    kPmTimerJump,            ///< PM timer ticks since the watch began; TSC ticks meanwhile
 };
 
 enum class TimerMode : std::uint64_t { kNone = 0, kTscDeadline, kPeriodic };
@@ -75,7 +76,7 @@ enum StopCommand : std::uint64_t {
     kStopResetByKeyboard = 2, ///< 0xFE to port 0x64
     kStopResetByPort = 3,     ///< 2, then 6 to port 0xCF9
     kStopPowerOff = 4,        ///< ACPI soft-off
-    kStopByButton = 5,        ///< listens to ACPI's power button, then soft-off
+    kStopByButton = 5,        ///< listens to ACPI's power button, watches the PM timer, then soft-off
     kStopNotByButton = 6,     ///< listens to it, and stays as it is
 };
 

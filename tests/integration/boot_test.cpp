@@ -277,6 +277,7 @@ std::string stop_after(::tests::guests::StopCommand command, unsigned timeout_ms
             [&] { return read_field(vm->report().header.stop) == ::tests::guests::kStopNone; }));
     }
     update_in_turn(*vm, 0, updates);
+    CHECK(read_field(vm->report().header.errors) == 0); // the PM timer goes with the TSC
     const auto stopped = vm->call({{"command", "stop"}, {"timeout_ms", timeout_ms}});
     REQUIRE_MESSAGE(stopped.has_value(), (stopped ? "" : stopped.error().message));
     CHECK((*stopped)["state"] == "stopped");

@@ -31,6 +31,12 @@ inline void out32(std::uint16_t port, std::uint32_t value) {
     asm volatile("outl %0, %1" : : "a"(value), "d"(port) : "memory");
 }
 
+inline std::uint32_t in32(std::uint16_t port) {
+    std::uint32_t value;
+    asm volatile("inl %1, %0" : "=a"(value) : "d"(port) : "memory");
+    return value;
+}
+
 struct CpuidResult {
     std::uint32_t eax, ebx, ecx, edx;
 };

@@ -1,6 +1,7 @@
 #include "tests/guests/runtime/status.hpp"
 
 #include "tests/guests/runtime/cpu.hpp"
+#include "tests/guests/runtime/power.hpp"
 #include "tests/guests/runtime/serial_port.hpp"
 
 namespace tests::guests {
@@ -25,24 +26,6 @@ void print_hex(std::uint64_t value) {
     for (int shift = 60; shift >= 0; shift -= 4) {
         SerialPort::put_polled("0123456789abcdef"[(value >> shift) & 15]);
     }
-}
-
-// ACPI's fixed hardware where the machine's FADT says that it is; byte accesses are as good as any.
-constexpr std::uint16_t kPmStatus = 0x600, kPmEnable = 0x602, kPmControl = 0x604;
-constexpr std::uint8_t kButton = 0x01;           // bit 8
-constexpr std::uint8_t kSoftOff = 0x20 | 5 << 2; // SLP_EN and SLP_TYP, from bit 10 on
-
-void power_off() {
-    out8(kPmControl + 1, kSoftOff);
-}
-
-/// Returns once the button has been pressed, its status cleared.
-void await_button() {
-    out8(kPmEnable + 1, kButton);
-    write_field(header().stop, kStopNone);
-    while ((in8(kPmStatus + 1) & kButton) == 0)
-        pause();
-    out8(kPmStatus + 1, kButton);
 }
 
 } // namespace
