@@ -28,6 +28,7 @@ Result<std::unique_ptr<Machine>> Machine::build(Plan plan) {
         new Machine(std::move(system), std::move(vm), std::move(plan.console), std::move(event_fd)));
     TRY(machine->map_ram(*plan.manifest, plan.ram));
     TRY(machine->add_devices());
+    TRY(machine->add_virtio(plan));
     return machine;
 }
 
@@ -62,6 +63,19 @@ Result<void> Machine::add_devices() {
     for (Device* device : {static_cast<Device*>(&serial_), static_cast<Device*>(&debug_exit_),
              static_cast<Device*>(&keyboard_reset_), static_cast<Device*>(&reset_control_)})
         if (std::holds_alternative<StateSchema>(device->state())) saved_devices_.push_back(device);
+    return {};
+}
+
+Result<void> Machine::add_virtio(Plan& plan) {
+    using Purpose = VirtioDevices::Purpose;
+    TRY_ASSIGN(GuestMemory memory, low_level_view(*plan.manifest));
+    memory_.emplace(std::move(memory));
+    virtio_.emplace(
+        vm_, mmio_, *memory_, plan.ram == handoff::MapMode::kPrivate ? Purpose::kTrial : Purpose::kLive);
+    handoff::NamedFds none;
+    TRY(virtio_->build(plan.manifest->machine, plan.fds != nullptr ? *plan.fds : none));
+    for (const auto& device : virtio_->all())
+        saved_devices_.push_back(device.get());
     return {};
 }
 
@@ -129,7 +143,7 @@ std::vector<handoff::SectionInfo> Machine::sections() const {
     sections.push_back({kVmSection, 0, kStateVersion, kVmCapacity});
     for (const Device* device : saved_devices_) {
         const auto schema = std::get<StateSchema>(device->state());
-        sections.push_back({schema.section, 0, schema.version, kDeviceCapacity});
+        sections.push_back({schema.section, schema.instance, schema.version, kDeviceCapacity});
     }
     return sections;
 }

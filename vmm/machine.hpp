@@ -15,6 +15,7 @@
 #include "vmm/devices/console.hpp"
 #include "vmm/devices/debug_exit.hpp"
 #include "vmm/devices/machine_control.hpp"
+#include "vmm/devices/mmio_bus.hpp"
 #include "vmm/devices/pio_bus.hpp"
 #include "vmm/devices/reset.hpp"
 #include "vmm/devices/serial.hpp"
@@ -22,6 +23,7 @@
 #include "vmm/kvm/pit_keeper.hpp"
 #include "vmm/kvm/vcpu.hpp"
 #include "vmm/kvm/vm.hpp"
+#include "vmm/virtio_devices.hpp"
 #include "vmm/witness.hpp"
 
 namespace liveupdate::vmm {
@@ -40,6 +42,7 @@ public:
         const handoff::Manifest* manifest = nullptr;
         handoff::MapMode ram = handoff::MapMode::kShared; // kPrivate: a machine to be thrown away
         std::unique_ptr<Console> console;
+        handoff::NamedFds* fds = nullptr; // back ends of devices are taken out of it
     };
 
     // Maps RAM, makes the VM and the devices; vCPUs come with add_vcpus().
@@ -60,7 +63,9 @@ public:
     Console& console() { return *console_; }
     Serial& serial() { return serial_; }
     const PioBus& bus() const { return bus_; }
+    const MmioBus& mmio() const { return mmio_; }
     std::vector<std::unique_ptr<Vcpu>>& vcpus() { return vcpus_; }
+    VirtioDevices& virtio() { return *virtio_; }
     // Devices that have state, by the order of their sections.
     const std::vector<Device*>& saved_devices() const { return saved_devices_; }
     WitnessSlot* witness(unsigned vcpu) const;
@@ -81,6 +86,7 @@ private:
     Machine(KvmSystem system, Vm vm, std::unique_ptr<Console> console, UniqueFd event_fd);
     Result<void> map_ram(const handoff::Manifest& manifest, handoff::MapMode mode);
     Result<void> add_devices();
+    Result<void> add_virtio(Plan& plan);
     Result<GuestMemory> low_level_view(const handoff::Manifest& manifest) const;
     void end(handoff::proto::GuestEvent event);
 
@@ -96,6 +102,9 @@ private:
     KeyboardResetPort keyboard_reset_;
     ResetControl reset_control_;
     PioBus bus_;
+    MmioBus mmio_;
+    std::optional<GuestMemory> memory_; // what devices may touch
+    std::optional<VirtioDevices> virtio_;
     std::vector<Device*> saved_devices_;
     std::vector<std::unique_ptr<Vcpu>> vcpus_;
 

@@ -89,6 +89,7 @@ Result<std::unique_ptr<handoff::SourceGuest>> ReferenceVmm::launch(handoff::Laun
     plan.system = &system;
     plan.manifest = &order.manifest;
     plan.console = std::move(console);
+    plan.fds = &order.fds;
     TRY_ASSIGN(parts.machine, Machine::build(std::move(plan)));
     TRY(parts.machine->add_vcpus(wanted.vcpus()));
     TRY_ASSIGN(parts.cpuid, make_cpuid(system, *parts.machine->vcpus()[0], wanted));
@@ -98,6 +99,7 @@ Result<std::unique_ptr<handoff::SourceGuest>> ReferenceVmm::launch(handoff::Laun
         parts.threads.push_back(std::make_unique<VcpuThread>(*parts.machine, *vcpu, *order.baton, order.me));
     parts.manifest = std::move(order.manifest);
     parts.machine->console().unhold();
+    parts.machine->virtio().unhold();
     for (auto& thread : parts.threads)
         thread->start([] { return true; });
     return std::unique_ptr<handoff::SourceGuest>(std::make_unique<RunningGuest>(std::move(parts)));

@@ -34,8 +34,9 @@ Result<handoff::GuestDescription> RunningGuest::describe() {
 }
 
 Result<void> RunningGuest::save(handoff::Outgoing& out, Deadline deadline) {
+    machine().virtio().hold(); // at once: they have stopped by the time the vCPUs have
     TRY(machine().console().hold(deadline));
-    job_ = std::make_shared<SaveJob>(machine(), out);
+    job_ = std::make_shared<SaveJob>(machine(), out, deadline);
     for (const auto& thread : parts_.threads)
         thread->ask_stop(job_);
     auto saved = job_->wait(deadline);
@@ -49,6 +50,7 @@ void RunningGuest::resume() {
     for (const auto& thread : parts_.threads)
         thread->resume();
     job_.reset();
+    machine().virtio().unhold();
     machine().console().unhold();
     if (updating_) machine().console().freeze_client();
 }
