@@ -58,6 +58,7 @@ Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
     plan.manifest = &order.manifest;
     plan.console = std::move(console);
     plan.fds = &order.fds;
+    plan.kept = &parts_.fds;
     TRY_ASSIGN(parts_.machine, Machine::build(std::move(plan)));
     TRY(parts_.machine->add_vcpus(machine.vcpus()));
     TRY(parts_.machine->set_cpuid(fixed.cpuid));

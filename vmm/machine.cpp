@@ -73,7 +73,8 @@ Result<void> Machine::add_virtio(Plan& plan) {
     virtio_.emplace(
         vm_, mmio_, *memory_, plan.ram == handoff::MapMode::kPrivate ? Purpose::kTrial : Purpose::kLive);
     handoff::NamedFds none;
-    TRY(virtio_->build(plan.manifest->machine, plan.fds != nullptr ? *plan.fds : none));
+    TRY(virtio_->build(plan.manifest->machine, plan.fds != nullptr ? *plan.fds : none,
+        plan.kept != nullptr ? *plan.kept : none));
     for (const auto& device : virtio_->all())
         saved_devices_.push_back(device.get());
     return {};

@@ -42,7 +42,9 @@ public:
         const handoff::Manifest* manifest = nullptr;
         handoff::MapMode ram = handoff::MapMode::kShared; // kPrivate: a machine to be thrown away
         std::unique_ptr<Console> console;
-        handoff::NamedFds* fds = nullptr; // back ends of devices are taken out of it
+        // Back ends of devices are taken out of `fds`, duplicates go to `kept`; not for a trial.
+        handoff::NamedFds* fds = nullptr;
+        handoff::NamedFds* kept = nullptr;
     };
 
     // Maps RAM, makes the VM and the devices; vCPUs come with add_vcpus().

@@ -7,6 +7,7 @@
 #include "handoff/build_id.hpp"
 #include "vmm/arriving_guest.hpp"
 #include "vmm/console_fds.hpp"
+#include "vmm/devices/virtio/blk.hpp"
 #include "vmm/kvm/cpu_template.hpp"
 #include "vmm/running_guest.hpp"
 
@@ -44,6 +45,8 @@ void add_device_support(handoff::proto::Offer& offer) {
         if (const auto* schema = std::get_if<StateSchema>(&declared))
             add_support(offer, schema->section, schema->oldest_loadable, schema->version);
     }
+    using virtio::Blk;
+    add_support(offer, Blk::kSection, Blk::kOldestLoadable, Blk::kStateVersion);
 }
 
 Result<Cpuid> make_cpuid(const KvmSystem& system, const Vcpu& vcpu, const handoff::proto::Machine& machine) {
@@ -90,6 +93,7 @@ Result<std::unique_ptr<handoff::SourceGuest>> ReferenceVmm::launch(handoff::Laun
     plan.manifest = &order.manifest;
     plan.console = std::move(console);
     plan.fds = &order.fds;
+    plan.kept = &parts.fds;
     TRY_ASSIGN(parts.machine, Machine::build(std::move(plan)));
     TRY(parts.machine->add_vcpus(wanted.vcpus()));
     TRY_ASSIGN(parts.cpuid, make_cpuid(system, *parts.machine->vcpus()[0], wanted));

@@ -11,6 +11,10 @@ namespace {
 
 constexpr auto kLastWordsTime = std::chrono::milliseconds(500); // for a console that takes nothing
 
+// What the guest still waits for in this process's hands; after that the kernel ends what it has not begun,
+// and the destination carries it out.
+constexpr auto kRestTime = std::chrono::seconds(30);
+
 } // namespace
 
 RunningGuest::RunningGuest(Parts parts) : parts_(std::move(parts)) {}
@@ -30,6 +34,8 @@ Result<handoff::GuestDescription> RunningGuest::describe() {
     description.fixed_state = save_fixed_state(parts_.cpuid, machine().vcpus());
     if (const int client = machine().console().client_fd(); client >= 0)
         description.fds.push_back({"console-client", client});
+    for (auto& carried : machine().virtio().carried())
+        description.fds.push_back(std::move(carried));
     return description;
 }
 
@@ -62,6 +68,8 @@ void RunningGuest::update_over() {
 
 void RunningGuest::let_go() {
     quietly([&] {
+        // Their threads stay meanwhile: the kernel completes some requests on the thread that submitted them.
+        machine().virtio().await_rest(Deadline::after(kRestTime));
         parts_.threads.clear();
         parts_.machine.reset();
         return true;

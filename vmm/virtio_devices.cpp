@@ -1,12 +1,87 @@
 #include "vmm/virtio_devices.hpp"
 
+#include <bit>
+#include <charconv>
+#include <thread>
+
 #include "handoff/base/fd.hpp"
+#include "vmm/devices/virtio/blk.hpp"
 #include "vmm/devices/virtio/layout.hpp"
 
 namespace liveupdate::vmm {
+namespace {
 
-Result<void> VirtioDevices::build(const handoff::proto::Machine&, handoff::NamedFds&) {
+constexpr auto kLook = std::chrono::milliseconds(1); // at requests that end elsewhere
+constexpr size_t kMaxRings = 8; // of one device: updates that were faster than its slowest request
+
+Result<void> check_disk(const handoff::proto::Disk& disk, uint32_t instance) {
+    const std::string name = "disk" + std::to_string(instance);
+    if (disk.name() != name)
+        return Error(ErrorCode::kRefused, "a disk is not called " + name + ", as the rule is");
+    const bool block_size_fits =
+        std::has_single_bit(disk.block_size()) && disk.block_size() >= 512 && disk.block_size() <= 4096;
+    if (disk.queues() == 0 || disk.queues() > virtio::Blk::kMaxQueues || !block_size_fits ||
+        disk.sectors() > (uint64_t{1} << 54) || disk.serial().size() > virtio::blk::kIdBytes)
+        return Error(ErrorCode::kRefused, name + " has queues, sizes or a serial that cannot be");
     return {};
+}
+
+// Those of "disk0" are called "disk0-ring-" and the ring's number.
+Result<std::vector<virtio::ForeignRing>> take_rings(const std::string& device, handoff::NamedFds& fds) {
+    const std::string prefix = device + "-ring-";
+    std::vector<virtio::ForeignRing> rings;
+    for (auto it = fds.begin(); it != fds.end();) {
+        const std::string& name = it->first;
+        if (name.compare(0, prefix.size(), prefix) != 0) {
+            ++it;
+            continue;
+        }
+        uint32_t id = 0;
+        const auto parsed = std::from_chars(name.data() + prefix.size(), name.data() + name.size(), id);
+        if (parsed.ec != std::errc() || parsed.ptr != name.data() + name.size() || id == 0 || id > INT32_MAX)
+            return Error(ErrorCode::kRefused, "an io_uring of " + device + " has no number");
+        if (rings.size() == kMaxRings)
+            return Error(ErrorCode::kBusy, device + " has requests in flight from " +
+                                               std::to_string(kMaxRings) +
+                                               " updates; wait until it has caught up");
+        auto ring = virtio::ForeignRing::map(id, std::move(it->second));
+        if (!ring) return std::move(ring).error().context(name);
+        rings.push_back(std::move(*ring));
+        it = fds.erase(it);
+    }
+    return rings;
+}
+
+} // namespace
+
+Result<void> VirtioDevices::build(
+    const handoff::proto::Machine& machine, handoff::NamedFds& fds, handoff::NamedFds& kept) {
+    uint32_t disks = 0;
+    for (const auto& disk : machine.disks())
+        TRY(add_disk(disk, disks++, fds, kept));
+    return {};
+}
+
+Result<void> VirtioDevices::add_disk(
+    const handoff::proto::Disk& disk, uint32_t instance, handoff::NamedFds& fds, handoff::NamedFds& kept) {
+    TRY(check_disk(disk, instance));
+    TRY_ASSIGN(const auto place, next_place());
+    virtio::Blk::Config config;
+    config.name = disk.name();
+    config.instance = instance;
+    config.queues = static_cast<uint16_t>(disk.queues());
+    config.capacity = disk.sectors();
+    config.block_size = disk.block_size();
+    config.read_only = disk.read_only();
+    config.serial = disk.serial();
+    std::optional<virtio::Blk::BackEnd> back_end;
+    if (live()) {
+        back_end.emplace();
+        TRY_ASSIGN(back_end->file, handoff::take_fd(fds, disk.name()));
+        TRY_ASSIGN(kept[disk.name()], fd::dup(back_end->file.get()));
+        TRY_ASSIGN(back_end->rings, take_rings(disk.name(), fds));
+    }
+    return add(std::make_unique<virtio::Blk>(place, std::move(config), std::move(back_end)));
 }
 
 Result<virtio::VirtioDevice::Place> VirtioDevices::next_place() {
@@ -44,6 +119,23 @@ Result<void> VirtioDevices::await_held(Deadline deadline) const {
     for (const auto& device : devices_)
         if (!device->await_held(deadline))
             return Error(ErrorCode::kTimeout, std::string(device->name()) + " did not stand still in time");
+    return {};
+}
+
+std::vector<handoff::FdToSend> VirtioDevices::carried() const {
+    std::vector<handoff::FdToSend> fds;
+    for (const auto& device : devices_)
+        for (auto& each : device->carried())
+            fds.push_back({std::move(each.name), each.fd});
+    return fds;
+}
+
+std::string VirtioDevices::await_rest(Deadline deadline) const {
+    for (const auto& device : devices_)
+        while (!device->at_rest()) {
+            if (deadline.passed()) return std::string(device->name());
+            std::this_thread::sleep_for(kLook);
+        }
     return {};
 }
 

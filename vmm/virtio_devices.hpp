@@ -24,8 +24,10 @@ public:
         : vm_(vm), bus_(bus), memory_(memory), purpose_(purpose) {}
 
     // The devices that `machine` names, by rising slot: the same order for every VMM of the guest. A live
-    // machine's back ends are taken out of `fds`.
-    Result<void> build(const handoff::proto::Machine& machine, handoff::NamedFds& fds);
+    // machine's back ends are taken out of `fds`; what the supervisor gave is duplicated into `kept`, for a
+    // supervisor that comes later.
+    Result<void> build(
+        const handoff::proto::Machine& machine, handoff::NamedFds& fds, handoff::NamedFds& kept);
 
     const std::vector<std::unique_ptr<virtio::VirtioDevice>>& all() const { return devices_; }
 
@@ -34,7 +36,15 @@ public:
     Result<void> await_held(Deadline deadline) const;
     void unhold();
 
+    // What only this process has and the next one needs. Borrowed.
+    std::vector<handoff::FdToSend> carried() const;
+    // The guest runs elsewhere: waits for what the kernel still does for requests of this process. The name
+    // of a device that was not done by the deadline, or nothing.
+    std::string await_rest(Deadline deadline) const;
+
 private:
+    Result<void> add_disk(
+        const handoff::proto::Disk& disk, uint32_t instance, handoff::NamedFds& fds, handoff::NamedFds& kept);
     // The next slot's place; the device that is made for it is given to add().
     Result<virtio::VirtioDevice::Place> next_place();
     Result<void> add(std::unique_ptr<virtio::VirtioDevice> device);

@@ -32,6 +32,9 @@ public:
         return {};
     }
 
+    std::vector<CarriedFd> carried() override { return {}; }
+    bool at_rest() const override { return true; }
+
     std::atomic<int> served{0};
     int activations = 0;
     int resets = 0;

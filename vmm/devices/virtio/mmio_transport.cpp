@@ -221,7 +221,7 @@ void MmioTransport::write_status(uint32_t value) {
 }
 
 void MmioTransport::activate() {
-    const RegisterHold hold(worker_);
+    const BriefHold hold(worker_, Worker::kRegisters);
     for (size_t i = 0; i < registers_.size(); ++i) {
         if (!registers_[i].ready) continue;
         auto queue = Queue::open(memory_, registers_[i].layout, driver_features_, {});
@@ -232,7 +232,7 @@ void MmioTransport::activate() {
 }
 
 void MmioTransport::reset() {
-    const RegisterHold hold(worker_);
+    const BriefHold hold(worker_, Worker::kRegisters);
     for (size_t i = 0; i < registers_.size(); ++i) {
         registers_[i] = {registers_[i].limit, false, {}, {}};
         queues_[i].reset();

@@ -14,6 +14,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "vmm/boot/memory_map.hpp"
 #include "vmm/devices/device.hpp"
@@ -53,6 +54,17 @@ public:
         worker_.unhold(Worker::kUpdate);
     }
 
+    // A descriptor that only this process has and that the next one needs: "<device>-<what>". Session thread,
+    // while the device works; borrowed, and valid while the device is.
+    struct CarriedFd {
+        std::string name;
+        int fd;
+    };
+    virtual std::vector<CarriedFd> carried() = 0;
+    // Held for good, the guest runs elsewhere: whether the kernel has nothing left to do for this process's
+    // requests, so that it may end.
+    virtual bool at_rest() const = 0;
+
 protected:
     // Tokens of queues' kicks, as ready() gets them: kFirstQueueToken + number. Back ends use others.
     static constexpr uint64_t kFirstQueueToken = uint64_t{1} << 32;
@@ -61,6 +73,7 @@ protected:
     VirtioDevice() : worker_(*this) {}
     // From the constructor of the device, which can tell its queues by then.
     void attach(const Place& place) {
+        memory_ = &place.memory;
         TransportUser& user = *this;
         transport_ = std::make_unique<MmioTransport>(user, worker_, place.memory, place.interrupt);
     }
@@ -69,11 +82,13 @@ protected:
 
     virtual Result<void> open_back_end() = 0;
 
+    const GuestMemory& memory() const { return *memory_; }
     Worker& worker() { return worker_; }
     const Worker& worker() const { return worker_; }
     const MmioTransport& transport() const { return *transport_; }
 
 private:
+    const GuestMemory* memory_ = nullptr;
     Worker worker_;
     std::unique_ptr<MmioTransport> transport_;
 };

@@ -38,6 +38,7 @@ public:
     enum Reason : uint32_t {
         kUpdate = 2,    // the guest stands still, runs elsewhere, or has not come yet
         kRegisters = 4, // a vCPU thread changes what a round goes by
+        kLook = 8,      // the session thread reads what rounds change
     };
 
     // On hold for kUpdate, and without a thread.
@@ -82,19 +83,20 @@ private:
     std::thread thread_;
 };
 
-// Holds a worker for as long as a vCPU thread changes what its rounds go by.
-class RegisterHold {
+// Keeps a worker from rounds for a moment; one holder for each reason at a time.
+class BriefHold {
 public:
-    explicit RegisterHold(Worker& worker) : worker_(worker) {
-        worker_.hold(Worker::kRegisters);
+    BriefHold(Worker& worker, Worker::Reason reason) : worker_(worker), reason_(reason) {
+        worker_.hold(reason_);
         static_cast<void>(worker_.await_held(Deadline::never()));
     }
-    ~RegisterHold() { worker_.unhold(Worker::kRegisters); }
-    RegisterHold(const RegisterHold&) = delete;
-    RegisterHold& operator=(const RegisterHold&) = delete;
+    ~BriefHold() { worker_.unhold(reason_); }
+    BriefHold(const BriefHold&) = delete;
+    BriefHold& operator=(const BriefHold&) = delete;
 
 private:
     Worker& worker_;
+    const Worker::Reason reason_;
 };
 
 } // namespace liveupdate::vmm::virtio
