@@ -20,6 +20,9 @@ constexpr uint64_t kLeastMemory = 16 * kMiB;
 constexpr uint64_t kMostMemory = uint64_t{16} << 40; // of one block; below any guest physical address width
 constexpr size_t kMostBlocks = 30;       // a manifest has 32, with the firmware and the witness page
 constexpr size_t kLongestCmdline = 2047; // Linux, x86: COMMAND_LINE_SIZE with its NUL
+constexpr size_t kMostDisks = 8;
+constexpr unsigned kMostDiskQueues = 16;
+constexpr size_t kLongestSerial = 20; // VIRTIO_BLK_ID_BYTES
 constexpr size_t kLongestFile = size_t{1} << 20;
 
 constexpr std::array<std::string_view, 3> kBackings = {"memfd", "tmpfs", "hugetlbfs"};
@@ -108,6 +111,33 @@ void read_memory(Section& top, Complaints& complaints, const std::string& folder
                                    " in sum; a guest needs at least " + human_size(kLeastMemory));
 }
 
+DiskConfig read_disk(Section table, const std::string& folder, unsigned vcpus) {
+    DiskConfig disk;
+    disk.queues = std::min<unsigned>(vcpus, kMostDiskQueues);
+    table.path("path", folder, disk.path);
+    table.boolean("read_only", disk.read_only);
+    table.boolean("direct", disk.direct);
+    table.string("serial", disk.serial);
+    table.integer("queues", 1, kMostDiskQueues, disk.queues);
+    if (!table.has("path"))
+        table.complain("", "'path' is missing in [[disk]]; write the file or block device that it is");
+    const bool printable =
+        std::all_of(disk.serial.begin(), disk.serial.end(), [](char c) { return c >= 0x20 && c <= 0x7e; });
+    if (disk.serial.size() > kLongestSerial || !printable)
+        table.complain(
+            "serial", "'serial' in [[disk]] has more than 20 bytes, or some that cannot be printed");
+    table.finish();
+    return disk;
+}
+
+void read_disks(Section& top, Complaints& complaints, const std::string& folder, VmConfig& config) {
+    const auto tables = top.tables("disk");
+    if (tables.size() > kMostDisks)
+        return top.complain("disk", "more than " + std::to_string(kMostDisks) + " [[disk]]s; leave some out");
+    for (const toml::table* table : tables)
+        config.disks.push_back(read_disk(Section(complaints, "[[disk]]", table), folder, config.vcpus));
+}
+
 void read_console(Section console, const std::string& folder, VmConfig& config) {
     console.choice("type", words(kConsoleTypes), config.console);
     console.path("path", folder, config.console_path);
@@ -180,6 +210,7 @@ Result<VmConfig> parse_vm_config(std::string_view toml, const std::string& path)
     read_vmm(Section(complaints, "[vmm]", top.table("vmm")), folder, config);
     read_machine(Section(complaints, "[machine]", top.table("machine")), folder, config);
     read_memory(top, complaints, folder, config);
+    read_disks(top, complaints, folder, config);
     read_console(Section(complaints, "[console]", top.table("console")), folder, config);
     read_update(Section(complaints, "[update]", top.table("update")), config);
     read_policy(Section(complaints, "[policy]", top.table("policy")), config);

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "handoff/base/fd.hpp"
+#include "supervisor/disk_file.hpp"
 #include "supervisor/memory_layout.hpp"
 
 namespace liveupdate::supervisor {
@@ -106,6 +107,16 @@ Result<void> open_console(const VmConfig& config, const Paths& paths, handoff::N
     return {};
 }
 
+Result<void> open_disks(const VmConfig& config, GuestFiles& files) {
+    for (size_t i = 0; i < config.disks.size(); ++i) {
+        const std::string name = "disk" + std::to_string(i);
+        TRY_ASSIGN(DiskFile opened, open_disk(config.disks[i], name));
+        *files.manifest.machine.add_disks() = std::move(opened.disk);
+        files.devices[name] = std::move(opened.file);
+    }
+    return {};
+}
+
 } // namespace
 
 std::string console_path(const VmConfig& config, const Paths& paths) {
@@ -144,6 +155,7 @@ Result<GuestFiles> GuestFiles::create(const VmConfig& config, const Paths& paths
                                               "kvm (`liveupdate doctor` tells more)");
     files.devices["kvm"] = std::move(kvm).value();
     TRY(open_console(config, paths, files.devices));
+    TRY(open_disks(config, files));
     return files;
 }
 

@@ -1,5 +1,7 @@
 #include "vmm/running_guest.hpp"
 
+#include <sys/prctl.h>
+
 #include <algorithm>
 #include <array>
 
@@ -31,11 +33,11 @@ Result<handoff::GuestDescription> RunningGuest::describe() {
     machine().console().freeze_client();
     handoff::GuestDescription description;
     description.sections = machine().sections();
-    description.fixed_state = save_fixed_state(parts_.cpuid, machine().vcpus());
+    const auto to_take = machine().virtio().carried();
+    description.fixed_state = save_fixed_state(parts_.cpuid, machine().vcpus(), to_take);
+    if (!to_take.empty()) ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY); // where Yama asks for it
     if (const int client = machine().console().client_fd(); client >= 0)
         description.fds.push_back({"console-client", client});
-    for (auto& carried : machine().virtio().carried())
-        description.fds.push_back(std::move(carried));
     return description;
 }
 
@@ -63,6 +65,7 @@ void RunningGuest::resume() {
 
 void RunningGuest::update_over() {
     updating_ = false;
+    ::prctl(PR_SET_PTRACER, 0);
     machine().console().unhold();
 }
 
