@@ -52,6 +52,31 @@ TEST_CASE("a queue gives what the driver offers, in order, and gives it back") {
     CHECK(driver.used_element(1) == std::array<uint32_t, 2>{9, 0});
 }
 
+TEST_CASE("buffers that were taken back are the next ones again, and staged ones come at once") {
+    GuestRam ram;
+    DriverQueue driver{ram};
+    Queue queue = open(ram, driver);
+    for (uint16_t head = 0; head < 3; ++head) {
+        driver.chain(head, {{0x10000, 8, kDescWrite, 0}});
+        driver.offer(head);
+    }
+    Chain chain;
+    for (int i = 0; i < 3; ++i)
+        REQUIRE(*queue.pop(chain));
+    CHECK_FALSE(queue.expect_kick());
+    queue.unpop(2);
+    CHECK(driver.kick_wanted_at() == 3); // for buffers beyond those taken back
+    REQUIRE(*queue.pop(chain));
+    CHECK(chain.head == 1);
+    queue.stage(0, 8);
+    queue.stage(1, 5);
+    CHECK(driver.used_index() == 0);
+    queue.publish();
+    CHECK(driver.used_index() == 2);
+    CHECK(driver.used_element(1) == std::array<uint32_t, 2>{1, 5});
+    CHECK(queue.position() == Queue::Position{2, 2, 0});
+}
+
 TEST_CASE("indices go on beyond 65535") {
     GuestRam ram;
     DriverQueue driver{ram};

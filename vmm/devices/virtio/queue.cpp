@@ -183,11 +183,24 @@ Result<void> Queue::add_buffer(const Descriptor& from, Chain& chain) const {
     return {};
 }
 
+void Queue::unpop(uint16_t count) {
+    // The driver leaves the places of buffers that it has not got back as they are.
+    position_.next_available = static_cast<uint16_t>(position_.next_available - count);
+}
+
 void Queue::push(uint16_t head, uint32_t written) {
+    stage(head, written);
+    publish();
+}
+
+void Queue::stage(uint16_t head, uint32_t written) {
     const size_t place = position_.next_used % layout_.size;
     const uint32_t element[2] = {head, written};
     std::memcpy(used_.data() + kRing + kUsedElementBytes * place, element, sizeof element);
     ++position_.next_used;
+}
+
+void Queue::publish() {
     store16(used_.data() + kIndex, position_.next_used);
 }
 

@@ -71,8 +71,13 @@ public:
     Result<bool> pop(Chain& chain);
     // The buffer that begins at `head` once more: for a request that is in flight.
     Result<void> walk(uint16_t head, Chain& chain) const;
+    // Takes back the last `count` pops: those buffers are the next ones again. None of them was pushed.
+    void unpop(uint16_t count);
     // Gives a buffer back; `written` bytes were put into its writable part.
     void push(uint16_t head, uint32_t written);
+    // The same in two steps, for what lies in several buffers that the driver must see all at once.
+    void stage(uint16_t head, uint32_t written);
+    void publish();
     // Whether what was pushed since the last call wants an interrupt. Once after each batch.
     bool needs_interrupt();
     // Asks the driver to kick for the next buffer; true when one has come meanwhile, which nobody kicks for.
