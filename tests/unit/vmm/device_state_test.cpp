@@ -16,6 +16,8 @@
 #include "vmm/devices/serial.hpp"
 #include "vmm/devices/serial.pb.h"
 #include "vmm/devices/state_message.hpp"
+#include "vmm/devices/virtio/net.hpp"
+#include "vmm/devices/virtio/net.pb.h"
 #include "vmm/devices/virtio/rng.hpp"
 #include "vmm/devices/virtio/rng.pb.h"
 
@@ -91,6 +93,25 @@ void constrain_transport(state::VirtioTransport& transport, uint64_t features,
     }
 }
 
+virtio::NetSpec two_pairs() {
+    return {0, {0x52, 0x54, 0, 1, 2, 3}, 2, 1500, virtio::kEveryTapsOffloads};
+}
+
+void constrain_net(Message& message, Random& random) {
+    auto& net = dynamic_cast<state::VirtioNet&>(message);
+    constexpr uint64_t kFeatures = kRingFeatures | virtio::kNetMac | virtio::kNetMultiQueue |
+                                   virtio::kNetGuestChecksum | virtio::kNetGuestTso4;
+    constrain_transport(*net.mutable_transport(), kFeatures, {1024, 1024, 1024, 1024, 64}, random);
+    const uint64_t agreed = net.transport().driver_features();
+    net.set_active_queue_pairs((agreed & virtio::kNetMultiQueue) != 0 ? 1 + random() % 2 : 1);
+    net.set_guest_offloads(net.guest_offloads() & agreed & virtio::kNetGuestOffloads);
+    net.mutable_mac()->resize(6);
+    for (std::string* list : {net.mutable_unicast(), net.mutable_multicast()})
+        list->resize(list->size() / 6 * 6);
+    if (net.too_many_unicast()) net.set_unicast("");
+    if (net.too_many_multicast()) net.set_multicast("");
+}
+
 const std::vector<Subject>& subjects() {
     static const std::vector<Subject> kSubjects{
         {"serial", [](Surroundings& s) { return std::make_unique<Serial>("serial0", s.line, s.console); },
@@ -102,6 +123,12 @@ const std::vector<Subject>& subjects() {
                 reset.set_value(reset.value() & 0x0E);
             },
             {}},
+        {"virtio-net",
+            [](Surroundings& s) {
+                const virtio::VirtioDevice::Place place{s.ram.memory(), s.interrupt};
+                return std::make_unique<virtio::Net>(two_pairs(), std::vector<virtio::Tap>(), place);
+            },
+            [] { return std::make_unique<state::VirtioNet>(); }, constrain_net, {}},
         {"virtio-rng",
             [](Surroundings& s) {
                 return std::make_unique<virtio::Rng>(
