@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "handoff/base/result.hpp"
+#include "supervisor/mac_address.hpp"
 
 namespace liveupdate::supervisor {
 
@@ -40,6 +41,13 @@ struct DiskConfig {
     unsigned queues = 1;    // 1..16; in the file by default one for each vCPU
 };
 
+// One [[net]]: a network card on a tap device of the host.
+struct NetConfig {
+    std::string tap; // an existing device's name
+    MacAddress mac{};
+    unsigned queues = 1; // pairs; 1..8
+};
+
 struct VmConfig {
     std::string name; // the file's stem; check_vm_name() has accepted it
     std::string path; // of the file, as it was given
@@ -51,10 +59,12 @@ struct VmConfig {
     std::string kernel;                       // a PVH ELF image; exactly one of kernel and firmware is set
     std::string firmware;                     // a flat image of at most 16 MiB; the size is not checked here
     std::string cmdline;                      // for the kernel
+    bool rng = true;                          // a source of entropy
 
     std::vector<MemoryConfig> memory; // one or more, at least 16 MiB in sum
 
     std::vector<DiskConfig> disks; // at most 8
+    std::vector<NetConfig> nets;   // at most 8
 
     ConsoleType console = ConsoleType::kPty;
     std::string console_path; // file only

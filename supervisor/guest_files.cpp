@@ -11,6 +11,7 @@
 #include "handoff/base/fd.hpp"
 #include "supervisor/disk_file.hpp"
 #include "supervisor/memory_layout.hpp"
+#include "supervisor/tap.hpp"
 
 namespace liveupdate::supervisor {
 namespace {
@@ -117,6 +118,23 @@ Result<void> open_disks(const VmConfig& config, GuestFiles& files) {
     return {};
 }
 
+Result<void> open_nets(const VmConfig& config, handoff::proto::Machine& machine, handoff::NamedFds& devices) {
+    for (size_t i = 0; i < config.nets.size(); ++i) {
+        const NetConfig& card = config.nets[i];
+        TRY_ASSIGN(OpenTap tap, open_tap(card.tap, card.queues));
+        handoff::proto::Net& net = *machine.add_nets();
+        net.set_name("net" + std::to_string(i));
+        net.set_mac(std::string(card.mac.begin(), card.mac.end()));
+        net.set_queues(card.queues);
+        net.set_mtu(tap.mtu);
+        net.set_offloads(tap.offloads);
+        for (size_t queue = 0; queue < tap.queues.size(); ++queue)
+            devices[queue == 0 ? net.name() : net.name() + "-" + std::to_string(queue)] =
+                std::move(tap.queues[queue]);
+    }
+    return {};
+}
+
 } // namespace
 
 std::string console_path(const VmConfig& config, const Paths& paths) {
@@ -144,6 +162,7 @@ Result<GuestFiles> GuestFiles::create(const VmConfig& config, const Paths& paths
     machine.set_cmdline(config.cmdline);
     machine.set_boot(config.firmware.empty() ? "kernel" : "firmware");
     machine.set_console(std::string(to_string(config.console)));
+    machine.set_rng(config.rng);
     if (config.witness) machine.set_witness_gpa(kWitnessGpa);
 
     TRY_ASSIGN(files.baton_fd, handoff::Baton::create_segment());
@@ -156,6 +175,7 @@ Result<GuestFiles> GuestFiles::create(const VmConfig& config, const Paths& paths
     files.devices["kvm"] = std::move(kvm).value();
     TRY(open_console(config, paths, files.devices));
     TRY(open_disks(config, files));
+    TRY(open_nets(config, machine, files.devices));
     return files;
 }
 

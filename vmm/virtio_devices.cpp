@@ -7,6 +7,8 @@
 #include "handoff/base/fd.hpp"
 #include "vmm/devices/virtio/blk.hpp"
 #include "vmm/devices/virtio/layout.hpp"
+#include "vmm/devices/virtio/net.hpp"
+#include "vmm/devices/virtio/rng.hpp"
 
 namespace liveupdate::vmm {
 namespace {
@@ -52,6 +54,40 @@ Result<std::vector<virtio::ForeignRing>> take_rings(const std::string& device, h
     return rings;
 }
 
+Result<virtio::NetSpec> check_net(const handoff::proto::Net& net, uint32_t instance) {
+    const std::string name = "net" + std::to_string(instance);
+    if (net.name() != name)
+        return Error(ErrorCode::kRefused, "a network card is not called " + name + ", as the rule is");
+    virtio::NetSpec spec;
+    const bool addressed = net.mac().size() == spec.mac.size();
+    if (addressed) std::copy(net.mac().begin(), net.mac().end(), spec.mac.begin());
+    if (!addressed || virtio::is_multicast(spec.mac))
+        return Error(ErrorCode::kRefused, name + " has an address that cannot be a card's");
+    if (net.queues() == 0 || net.queues() > virtio::kMaxQueuePairs || net.mtu() < virtio::kLeastMtu ||
+        net.mtu() > UINT16_MAX || (net.offloads() & ~virtio::kKnownTapOffloads) != 0)
+        return Error(ErrorCode::kRefused, name + " has queues, an MTU or offloads that cannot be");
+    spec.instance = instance;
+    spec.queue_pairs = static_cast<uint16_t>(net.queues());
+    spec.mtu = static_cast<uint16_t>(net.mtu());
+    spec.tap_offloads = net.offloads();
+    return spec;
+}
+
+// Those of "net0" are called "net0", "net0-1" and so on.
+Result<std::vector<virtio::Tap>> take_taps(
+    const handoff::proto::Net& net, handoff::NamedFds& fds, handoff::NamedFds& kept) {
+    std::vector<virtio::Tap> taps;
+    for (uint32_t queue = 0; queue < net.queues(); ++queue) {
+        const std::string name = queue == 0 ? net.name() : net.name() + "-" + std::to_string(queue);
+        TRY_ASSIGN(UniqueFd fd, handoff::take_fd(fds, name));
+        TRY_ASSIGN(kept[name], fd::dup(fd.get()));
+        auto tap = virtio::Tap::adopt(std::move(fd));
+        if (!tap) return std::move(tap).error().context(name);
+        taps.push_back(std::move(*tap));
+    }
+    return taps;
+}
+
 } // namespace
 
 Result<void> VirtioDevices::build(
@@ -59,6 +95,10 @@ Result<void> VirtioDevices::build(
     uint32_t disks = 0;
     for (const auto& disk : machine.disks())
         TRY(add_disk(disk, disks++, fds, kept));
+    uint32_t nets = 0;
+    for (const auto& net : machine.nets())
+        TRY(add_net(net, nets++, fds, kept));
+    if (machine.rng()) TRY(add_rng());
     return {};
 }
 
@@ -82,6 +122,22 @@ Result<void> VirtioDevices::add_disk(
         TRY_ASSIGN(back_end->rings, take_rings(disk.name(), fds));
     }
     return add(std::make_unique<virtio::Blk>(place, std::move(config), std::move(back_end)));
+}
+
+Result<void> VirtioDevices::add_net(
+    const handoff::proto::Net& net, uint32_t instance, handoff::NamedFds& fds, handoff::NamedFds& kept) {
+    TRY_ASSIGN(const auto spec, check_net(net, instance));
+    TRY_ASSIGN(const auto place, next_place());
+    std::vector<virtio::Tap> taps;
+    if (live()) {
+        TRY_ASSIGN(taps, take_taps(net, fds, kept));
+    }
+    return add(std::make_unique<virtio::Net>(spec, std::move(taps), place));
+}
+
+Result<void> VirtioDevices::add_rng() {
+    TRY_ASSIGN(const auto place, next_place());
+    return add(std::make_unique<virtio::Rng>(place));
 }
 
 Result<virtio::VirtioDevice::Place> VirtioDevices::next_place() {

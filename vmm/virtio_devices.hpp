@@ -45,6 +45,9 @@ public:
 private:
     Result<void> add_disk(
         const handoff::proto::Disk& disk, uint32_t instance, handoff::NamedFds& fds, handoff::NamedFds& kept);
+    Result<void> add_net(
+        const handoff::proto::Net& net, uint32_t instance, handoff::NamedFds& fds, handoff::NamedFds& kept);
+    Result<void> add_rng();
     // The next slot's place; the device that is made for it is given to add().
     Result<virtio::VirtioDevice::Place> next_place();
     Result<void> add(std::unique_ptr<virtio::VirtioDevice> device);

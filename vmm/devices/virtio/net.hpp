@@ -56,6 +56,7 @@ inline constexpr uint64_t kNetGuestOffloads = kNetGuestChecksum | kNetGuestTso4 
 inline constexpr uint64_t kNetGuestSegmentation = kNetGuestOffloads & ~kNetGuestChecksum;
 
 inline constexpr uint16_t kMaxQueuePairs = 8;
+inline constexpr uint16_t kLeastMtu = 68; // 5.1.4.1
 
 // The same for every VMM of a guest.
 struct NetSpec {
