@@ -20,6 +20,12 @@ constexpr uint64_t kLeastMemory = 16 * kMiB;
 constexpr uint64_t kMostMemory = uint64_t{16} << 40; // of one block; below any guest physical address width
 constexpr size_t kMostBlocks = 30;       // a manifest has 32, with the firmware and the witness page
 constexpr size_t kLongestCmdline = 2047; // Linux, x86: COMMAND_LINE_SIZE with its NUL
+constexpr size_t kMostDisks = 8;
+constexpr unsigned kMostDiskQueues = 16;
+constexpr size_t kLongestSerial = 20; // VIRTIO_BLK_ID_BYTES
+constexpr size_t kMostCards = 8;
+constexpr unsigned kMostQueues = 16;  // of all cards: each is a descriptor in every message that has them
+constexpr size_t kLongestDevice = 15; // Linux: IFNAMSIZ with its NUL
 constexpr size_t kLongestFile = size_t{1} << 20;
 
 constexpr std::array<std::string_view, 3> kBackings = {"memfd", "tmpfs", "hugetlbfs"};
@@ -44,6 +50,7 @@ void read_machine(Section machine, const std::string& folder, VmConfig& config) 
     machine.path("initrd", folder, config.initrd);
     machine.path("firmware", folder, config.firmware);
     machine.string("cmdline", config.cmdline);
+    machine.boolean("rng", config.rng);
     if (machine.has("kernel") && machine.has("firmware"))
         machine.complain(
             "firmware", "both 'kernel' and 'firmware' in [machine]; keep the one the guest starts from");
@@ -110,6 +117,82 @@ void read_memory(Section& top, Complaints& complaints, const std::string& folder
     if (!blocks.empty() && all_sized && config.memory_bytes() < kLeastMemory)
         top.complain("memory", "[[memory]] is " + human_size(config.memory_bytes()) +
                                    " in sum; a guest needs at least " + human_size(kLeastMemory));
+}
+
+DiskConfig read_disk(Section table, const std::string& folder, unsigned vcpus) {
+    DiskConfig disk;
+    disk.queues = std::min<unsigned>(vcpus, kMostDiskQueues);
+    table.path("path", folder, disk.path);
+    table.boolean("read_only", disk.read_only);
+    table.boolean("direct", disk.direct);
+    table.string("serial", disk.serial);
+    table.integer("queues", 1, kMostDiskQueues, disk.queues);
+    if (!table.has("path"))
+        table.complain("", "'path' is missing in [[disk]]; write the file or block device that it is");
+    const bool printable =
+        std::all_of(disk.serial.begin(), disk.serial.end(), [](char c) { return c >= 0x20 && c <= 0x7e; });
+    if (disk.serial.size() > kLongestSerial || !printable)
+        table.complain(
+            "serial", "'serial' in [[disk]] has more than 20 bytes, or some that cannot be printed");
+    table.finish();
+    return disk;
+}
+
+void read_disks(Section& top, Complaints& complaints, const std::string& folder, VmConfig& config) {
+    const auto tables = top.tables("disk");
+    if (tables.size() > kMostDisks)
+        return top.complain("disk", "more than " + std::to_string(kMostDisks) + " [[disk]]s; leave some out");
+    for (const toml::table* table : tables)
+        config.disks.push_back(read_disk(Section(complaints, "[[disk]]", table), folder, config.vcpus));
+}
+
+void read_tap(Section& net, NetConfig& card) {
+    net.string("tap", card.tap);
+    if (!net.has("tap"))
+        return net.complain("", "'tap' is missing in [[net]]; write the name of a tap device of this host");
+    if (card.tap.empty() || card.tap.size() > kLongestDevice || card.tap == "." || card.tap == ".." ||
+        card.tap.find_first_of("/: \t\n%") != std::string::npos)
+        net.complain("tap", "'tap' in [[net]] is '" + card.tap + "', which is no network device's name");
+}
+
+NetConfig read_card(Section net, const VmConfig& config) {
+    NetConfig card;
+    read_tap(net, card);
+    card.mac = default_mac(config.name, static_cast<unsigned>(config.nets.size()));
+    std::string mac;
+    net.string("mac", mac);
+    if (net.has("mac")) {
+        auto parsed = parse_mac(mac);
+        if (parsed)
+            card.mac = *parsed;
+        else
+            net.complain("mac", "'mac' in [[net]]: " + parsed.error().message);
+    }
+    net.integer("queues", 1, 8, card.queues);
+    for (const NetConfig& other : config.nets) {
+        if (!card.tap.empty() && other.tap == card.tap)
+            net.complain(
+                "tap", "'tap' in [[net]] is '" + card.tap + "' for the second time; one card has it");
+        if (other.mac == card.mac)
+            net.complain("mac", "'mac' in [[net]] is another card's too: " + to_string(card.mac));
+    }
+    net.finish();
+    return card;
+}
+
+void read_nets(Section& top, Complaints& complaints, VmConfig& config) {
+    const auto sections = top.tables("net");
+    if (sections.size() > kMostCards)
+        return top.complain(
+            "net", "more than " + std::to_string(kMostCards) + " [[net]]; a guest has no more");
+    unsigned queues = 0;
+    for (const toml::table* section : sections) {
+        config.nets.push_back(read_card(Section(complaints, "[[net]]", section), config));
+        queues += config.nets.back().queues;
+    }
+    if (queues > kMostQueues)
+        top.complain("net", "[[net]] have " + std::to_string(queues) + " queues in sum; write at most " +
+                                std::to_string(kMostQueues));
 }
 
 void read_console(Section console, const std::string& folder, VmConfig& config) {
@@ -185,6 +268,8 @@ Result<VmConfig> parse_vm_config(std::string_view toml, const std::string& path)
     read_vmm(Section(complaints, "[vmm]", top.table("vmm")), folder, config);
     read_machine(Section(complaints, "[machine]", top.table("machine")), folder, config);
     read_memory(top, complaints, folder, config);
+    read_disks(top, complaints, folder, config);
+    read_nets(top, complaints, config);
     read_console(Section(complaints, "[console]", top.table("console")), folder, config);
     read_update(Section(complaints, "[update]", top.table("update")), config);
     read_policy(Section(complaints, "[policy]", top.table("policy")), config);

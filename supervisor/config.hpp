@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "handoff/base/result.hpp"
+#include "supervisor/mac_address.hpp"
 
 namespace liveupdate::supervisor {
 
@@ -31,6 +32,22 @@ struct MemoryConfig {
     std::string directory; // where the unlinked file is made; empty for memfd
 };
 
+// One [[disk]]; the first is disk0, for Linux vda.
+struct DiskConfig {
+    std::string path;       // a raw file or a block device
+    bool read_only = false; // for the guest; others may read it too
+    bool direct = true;     // past the host's page cache
+    std::string serial;     // what the guest sees, at most 20 bytes; empty: "disk0" and so on
+    unsigned queues = 1;    // 1..16; in the file by default one for each vCPU
+};
+
+// One [[net]]: a network card on a tap device of the host.
+struct NetConfig {
+    std::string tap; // an existing device's name
+    MacAddress mac{};
+    unsigned queues = 1; // pairs; 1..8
+};
+
 struct VmConfig {
     std::string name; // the file's stem; check_vm_name() has accepted it
     std::string path; // of the file, as it was given
@@ -43,8 +60,12 @@ struct VmConfig {
     std::string initrd;                       // for the kernel; empty: none
     std::string firmware;                     // a flat image of at most 16 MiB; the size is not checked here
     std::string cmdline;                      // for the kernel
+    bool rng = true;                          // a source of entropy
 
     std::vector<MemoryConfig> memory; // one or more, at least 16 MiB in sum
+
+    std::vector<DiskConfig> disks; // at most 8
+    std::vector<NetConfig> nets;   // at most 8
 
     ConsoleType console = ConsoleType::kPty;
     std::string console_path; // file only

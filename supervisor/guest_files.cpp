@@ -9,7 +9,9 @@
 #include <cstring>
 
 #include "handoff/base/fd.hpp"
+#include "supervisor/disk_file.hpp"
 #include "supervisor/memory_layout.hpp"
+#include "supervisor/tap.hpp"
 
 namespace liveupdate::supervisor {
 namespace {
@@ -106,6 +108,33 @@ Result<void> open_console(const VmConfig& config, const Paths& paths, handoff::N
     return {};
 }
 
+Result<void> open_disks(const VmConfig& config, GuestFiles& files) {
+    for (size_t i = 0; i < config.disks.size(); ++i) {
+        const std::string name = "disk" + std::to_string(i);
+        TRY_ASSIGN(DiskFile opened, open_disk(config.disks[i], name));
+        *files.manifest.machine.add_disks() = std::move(opened.disk);
+        files.devices[name] = std::move(opened.file);
+    }
+    return {};
+}
+
+Result<void> open_nets(const VmConfig& config, handoff::proto::Machine& machine, handoff::NamedFds& devices) {
+    for (size_t i = 0; i < config.nets.size(); ++i) {
+        const NetConfig& card = config.nets[i];
+        TRY_ASSIGN(OpenTap tap, open_tap(card.tap, card.queues));
+        handoff::proto::Net& net = *machine.add_nets();
+        net.set_name("net" + std::to_string(i));
+        net.set_mac(std::string(card.mac.begin(), card.mac.end()));
+        net.set_queues(card.queues);
+        net.set_mtu(tap.mtu);
+        net.set_offloads(tap.offloads);
+        for (size_t queue = 0; queue < tap.queues.size(); ++queue)
+            devices[queue == 0 ? net.name() : net.name() + "-" + std::to_string(queue)] =
+                std::move(tap.queues[queue]);
+    }
+    return {};
+}
+
 } // namespace
 
 std::string console_path(const VmConfig& config, const Paths& paths) {
@@ -133,6 +162,7 @@ Result<GuestFiles> GuestFiles::create(const VmConfig& config, const Paths& paths
     machine.set_cmdline(config.cmdline);
     machine.set_boot(config.firmware.empty() ? "kernel" : "firmware");
     machine.set_console(std::string(to_string(config.console)));
+    machine.set_rng(config.rng);
     if (config.witness) machine.set_witness_gpa(kWitnessGpa);
 
     TRY_ASSIGN(files.baton_fd, handoff::Baton::create_segment());
@@ -144,6 +174,8 @@ Result<GuestFiles> GuestFiles::create(const VmConfig& config, const Paths& paths
                                               "kvm (`liveupdate doctor` tells more)");
     files.devices["kvm"] = std::move(kvm).value();
     TRY(open_console(config, paths, files.devices));
+    TRY(open_disks(config, files));
+    TRY(open_nets(config, machine, files.devices));
     return files;
 }
 

@@ -1,5 +1,6 @@
 // All that a guest consists of beside its device state, held by the supervisor as file descriptors: RAM
-// blocks, the baton, /dev/kvm, the console. Every VMM of the guest is given these, by name.
+// blocks, the baton, /dev/kvm, the console, disks, tap devices. Every VMM of the guest is given these, by
+// name.
 #pragma once
 
 #include <memory>
@@ -18,9 +19,9 @@ struct GuestFiles {
     handoff::Manifest manifest;
     UniqueFd baton_fd;
     std::unique_ptr<handoff::Baton> baton;
-    handoff::NamedFds devices; // "kvm", "console", "console-slave"
+    handoff::NamedFds devices; // "kvm", "console", "console-slave", "disk0"…, "net0", "net0-1"…
 
-    // Fresh RAM, a free baton, an opened console.
+    // Fresh RAM, a free baton, an opened console, locked disks, attached taps.
     static Result<GuestFiles> create(const VmConfig& config, const Paths& paths);
     // What a VMM that already runs the guest gave back.
     static Result<GuestFiles> adopt(const handoff::proto::Manifest& manifest, handoff::NamedFds fds);

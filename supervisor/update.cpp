@@ -16,7 +16,10 @@ using handoff::proto::Message;
 
 constexpr auto kArmTime = std::chrono::seconds(2);    // from arming to the beginning of the pause
 constexpr auto kAnswerTime = std::chrono::seconds(5); // for answers that need no work
-constexpr auto kEndTime = std::chrono::seconds(10);   // for the source to give its VM up
+// For the source to give its VM up, once the requests that it has in flight have ended: it waits 30 s for a
+// slow disk.
+constexpr auto kEndTime = std::chrono::seconds(40);
+constexpr uint64_t kWorthTellingUs = 500'000;
 constexpr auto kProbationStep = std::chrono::milliseconds(100);
 
 RecordedBinary recorded(const VmmProcess& process) {
@@ -99,8 +102,10 @@ Result<void> Update::negotiate() {
         if (source_fds_.contains(ours.name))
             return Error(
                 ErrorCode::kRefused, "the source sends a file descriptor '" + ours.name + "', which is ours");
-    if (source_fds_.contains("transfer"))
-        return Error(ErrorCode::kRefused, "the source sends a file descriptor 'transfer', which is ours");
+    for (const char* name : {"transfer", "source-process"})
+        if (source_fds_.contains(name))
+            return Error(ErrorCode::kRefused,
+                "the source sends a file descriptor '" + std::string(name) + "', which is ours");
     TRY_ASSIGN(agreement_, handoff::negotiate(at_.source.offer(), destination_.offer(),
                                handoff::sections_from(description.sections())));
     TRY_ASSIGN(transfer_, handoff::TransferArea::create(agreement_.sections));
@@ -121,6 +126,7 @@ Result<void> Update::prepare() {
     *order.mutable_fault() = fault_for({Phase::kPreparing, Phase::kCommitting});
     auto fds = at_.files.to_send();
     fds.push_back({"transfer", transfer_.get()});
+    fds.push_back({"source-process", at_.source.pidfd()}); // for descriptors that cannot be sent
     for (const auto& [name, fd] : source_fds_)
         fds.push_back({name, fd.get()});
     auto prepared =
@@ -249,7 +255,11 @@ void Update::complete() {
     Message release;
     release.mutable_release();
     static_cast<void>(at_.source.tell(std::move(release)));
+    const uint64_t released_us = elapsed_us();
     at_.source.wait_or_kill(Deadline::after(kEndTime));
+    close_phase();
+    if (elapsed_us() - released_us > kWorthTellingUs)
+        record_.phases.push_back({"releasing", released_us, elapsed_us(), GuestOn::kDestination});
     previous_ = at_.source.take_binary();
     at_.source = std::move(destination_);
     enter(Phase::kCompleted);

@@ -53,6 +53,10 @@ Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
         return Error(ErrorCode::kRefused,
             "a machine of " + std::to_string(machine.vcpus()) + " vCPUs cannot be built");
     TRY_ASSIGN(const FixedState fixed, load_fixed_state(order.fixed_state, machine.vcpus()));
+    if (!fixed.to_take.empty()) {
+        TRY_ASSIGN(const UniqueFd source, handoff::take_fd(order.fds, "source-process"));
+        TRY(take_from_source(source.get(), fixed.to_take, order.fds));
+    }
     TRY_ASSIGN(UniqueFd kvm_fd, handoff::take_fd(order.fds, "kvm"));
     TRY_ASSIGN(parts_.fds["kvm"], fd::dup(kvm_fd.get()));
     TRY_ASSIGN(const KvmSystem system, KvmSystem::from(std::move(kvm_fd)));
@@ -62,6 +66,8 @@ Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
     plan.system = &system;
     plan.manifest = &order.manifest;
     plan.console = std::move(console);
+    plan.fds = &order.fds;
+    plan.kept = &parts_.fds;
     TRY_ASSIGN(parts_.machine, Machine::build(std::move(plan)));
     TRY(parts_.machine->add_vcpus(machine.vcpus()));
     TRY(parts_.machine->set_cpuid(fixed.cpuid));

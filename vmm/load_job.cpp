@@ -34,7 +34,8 @@ Result<Message> parse_for(handoff::Incoming& in, size_t index, const char* kind,
 
 Result<void> load_devices(Machine& machine, handoff::Incoming& in) {
     for (Device* device : machine.saved_devices()) {
-        TRY_ASSIGN(const size_t index, in.find(std::get<StateSchema>(device->state()).section, 0));
+        const auto schema = std::get<StateSchema>(device->state());
+        TRY_ASSIGN(const size_t index, in.find(schema.section, schema.instance));
         TRY_ASSIGN(const std::string bytes, in.await(index));
         TRY(device->load(bytes, in.version(index)));
         TRY(in.loaded(index));
@@ -91,9 +92,13 @@ Result<bool> LoadJob::load(Vcpu& vcpu) {
     TRY(vcpu.load_interrupts(interrupts));
     vcpu.note_pause(*registers);
     TRY_ASSIGN(const bool taken, in_->loaded(index));
-    // Whoever took the baton starts the PIT; before that its ticks would be lost with the VM. From here on
-    // the guest is ours, and better off without a PIT than without a VMM: no error may end this.
-    if (taken) static_cast<void>(machine_.pit().thaw(machine_.vm(), *pit_));
+    // Whoever took the baton starts the PIT; before that its ticks would be lost with the VM. And the
+    // devices: the guest waits for its requests. From here on the guest is ours, and better off without a PIT
+    // than without a VMM: no error may end this.
+    if (taken) {
+        static_cast<void>(machine_.pit().thaw(machine_.vm(), *pit_));
+        machine_.virtio().unhold();
+    }
     return taken;
 }
 

@@ -16,7 +16,6 @@ namespace {
 
 constexpr uint8_t kSerialGsi = 4;
 constexpr uint8_t kSci = 9;
-constexpr uint32_t kVirtioDevices = 0; // that the ACPI tables tell of
 constexpr uint32_t kVcpuCapacity = 64 * 1024;
 constexpr uint32_t kVmCapacity = 16 * 1024;
 constexpr uint32_t kDeviceCapacity = 64 * 1024;
@@ -34,6 +33,7 @@ Result<std::unique_ptr<Machine>> Machine::build(Plan plan) {
     TRY(machine->add_devices());
     // Where KVM cannot count them, an update may lose ticks that it owes a slow guest.
     static_cast<void>(machine->pit_.count_ticks(machine->vm_));
+    TRY(machine->add_virtio(plan));
     return machine;
 }
 
@@ -71,6 +71,20 @@ Result<void> Machine::add_devices() {
     for (Device* device : std::initializer_list<Device*>{
              &serial_, &debug_exit_, &keyboard_reset_, &reset_control_, &acpi_pm_, &rtc_})
         if (std::holds_alternative<StateSchema>(device->state())) saved_devices_.push_back(device);
+    return {};
+}
+
+Result<void> Machine::add_virtio(Plan& plan) {
+    using Purpose = VirtioDevices::Purpose;
+    TRY_ASSIGN(GuestMemory memory, low_level_view(*plan.manifest));
+    memory_.emplace(std::move(memory));
+    virtio_.emplace(
+        vm_, mmio_, *memory_, plan.ram == handoff::MapMode::kPrivate ? Purpose::kTrial : Purpose::kLive);
+    handoff::NamedFds none;
+    TRY(virtio_->build(plan.manifest->machine, plan.fds != nullptr ? *plan.fds : none,
+        plan.kept != nullptr ? *plan.kept : none));
+    for (const auto& device : virtio_->all())
+        saved_devices_.push_back(device.get());
     return {};
 }
 
@@ -128,7 +142,7 @@ Platform Machine::platform() const {
     platform.rtc_port = Rtc::kPort;
     platform.rtc_irq = Rtc::kIrq;
     platform.rtc_century = Rtc::kCentury;
-    for (uint32_t slot = 0; slot < kVirtioDevices; ++slot)
+    for (uint32_t slot = 0; slot < virtio_->all().size(); ++slot)
         platform.virtio.push_back({static_cast<uint32_t>(virtio::mmio_address(slot)),
             static_cast<uint32_t>(virtio::kMmioSize), virtio::kGsis[slot]});
     return platform;
@@ -164,7 +178,7 @@ std::vector<handoff::SectionInfo> Machine::sections() const {
     sections.push_back({kVmSection, 0, kStateVersion, kVmCapacity});
     for (const Device* device : saved_devices_) {
         const auto schema = std::get<StateSchema>(device->state());
-        sections.push_back({schema.section, 0, schema.version, kDeviceCapacity});
+        sections.push_back({schema.section, schema.instance, schema.version, kDeviceCapacity});
     }
     return sections;
 }

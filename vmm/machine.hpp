@@ -18,6 +18,7 @@
 #include "vmm/devices/debug_exit.hpp"
 #include "vmm/devices/host_clock.hpp"
 #include "vmm/devices/machine_control.hpp"
+#include "vmm/devices/mmio_bus.hpp"
 #include "vmm/devices/pio_bus.hpp"
 #include "vmm/devices/reset.hpp"
 #include "vmm/devices/rtc.hpp"
@@ -26,6 +27,7 @@
 #include "vmm/kvm/pit_keeper.hpp"
 #include "vmm/kvm/vcpu.hpp"
 #include "vmm/kvm/vm.hpp"
+#include "vmm/virtio_devices.hpp"
 #include "vmm/witness.hpp"
 
 namespace liveupdate::vmm {
@@ -44,6 +46,9 @@ public:
         const handoff::Manifest* manifest = nullptr;
         handoff::MapMode ram = handoff::MapMode::kShared; // kPrivate: a machine to be thrown away
         std::unique_ptr<Console> console;
+        // Back ends of devices are taken out of `fds`, duplicates go to `kept`; not for a trial.
+        handoff::NamedFds* fds = nullptr;
+        handoff::NamedFds* kept = nullptr;
     };
 
     // Maps RAM, makes the VM and the devices; vCPUs come with add_vcpus().
@@ -66,7 +71,9 @@ public:
     Serial& serial() { return serial_; }
     AcpiPm& acpi_pm() { return acpi_pm_; }
     const PioBus& bus() const { return bus_; }
+    const MmioBus& mmio() const { return mmio_; }
     std::vector<std::unique_ptr<Vcpu>>& vcpus() { return vcpus_; }
+    VirtioDevices& virtio() { return *virtio_; }
     // Devices that have state, by the order of their sections.
     const std::vector<Device*>& saved_devices() const { return saved_devices_; }
     WitnessSlot* witness(unsigned vcpu) const;
@@ -89,6 +96,7 @@ private:
     Result<void> map_ram(const handoff::Manifest& manifest, handoff::MapMode mode);
     Result<void> add_devices();
     Platform platform() const;
+    Result<void> add_virtio(Plan& plan);
     Result<GuestMemory> low_level_view(const handoff::Manifest& manifest) const;
     void end(handoff::proto::GuestEvent event);
 
@@ -108,6 +116,9 @@ private:
     AcpiPm acpi_pm_;
     Rtc rtc_;
     PioBus bus_;
+    MmioBus mmio_;
+    std::optional<GuestMemory> memory_; // what devices may touch
+    std::optional<VirtioDevices> virtio_;
     std::vector<Device*> saved_devices_;
     std::vector<std::unique_ptr<Vcpu>> vcpus_;
 

@@ -7,6 +7,9 @@
 #include "handoff/build_id.hpp"
 #include "vmm/arriving_guest.hpp"
 #include "vmm/console_fds.hpp"
+#include "vmm/devices/virtio/blk.hpp"
+#include "vmm/devices/virtio/net.hpp"
+#include "vmm/devices/virtio/rng.hpp"
 #include "vmm/kvm/cpu_template.hpp"
 #include "vmm/running_guest.hpp"
 
@@ -48,6 +51,10 @@ void add_device_support(handoff::proto::Offer& offer) {
         if (const auto* schema = std::get_if<StateSchema>(&declared))
             add_support(offer, schema->section, schema->oldest_loadable, schema->version);
     }
+    using virtio::Blk, virtio::Net, virtio::Rng;
+    add_support(offer, Blk::kSection, Blk::kOldestLoadable, Blk::kStateVersion);
+    add_support(offer, Net::kSection, Net::kOldestLoadable, Net::kStateVersion);
+    add_support(offer, Rng::kSection, Rng::kOldestLoadable, Rng::kStateVersion);
 }
 
 Result<Cpuid> make_cpuid(const KvmSystem& system, const Vcpu& vcpu, const handoff::proto::Machine& machine) {
@@ -96,6 +103,8 @@ Result<std::unique_ptr<handoff::SourceGuest>> ReferenceVmm::launch(handoff::Laun
     plan.system = &system;
     plan.manifest = &order.manifest;
     plan.console = std::move(console);
+    plan.fds = &order.fds;
+    plan.kept = &parts.fds;
     TRY_ASSIGN(parts.machine, Machine::build(std::move(plan)));
     TRY(parts.machine->add_vcpus(wanted.vcpus()));
     TRY_ASSIGN(parts.cpuid, make_cpuid(system, *parts.machine->vcpus()[0], wanted));
@@ -105,6 +114,7 @@ Result<std::unique_ptr<handoff::SourceGuest>> ReferenceVmm::launch(handoff::Laun
         parts.threads.push_back(std::make_unique<VcpuThread>(*parts.machine, *vcpu, *order.baton, order.me));
     parts.manifest = std::move(order.manifest);
     parts.machine->console().unhold();
+    parts.machine->virtio().unhold();
     for (auto& thread : parts.threads)
         thread->start([] { return true; });
     return std::unique_ptr<handoff::SourceGuest>(std::make_unique<RunningGuest>(std::move(parts)));

@@ -1,5 +1,7 @@
 #include "vmm/running_guest.hpp"
 
+#include <sys/prctl.h>
+
 #include <algorithm>
 #include <array>
 
@@ -10,6 +12,10 @@ namespace liveupdate::vmm {
 namespace {
 
 constexpr auto kLastWordsTime = std::chrono::milliseconds(500); // for a console that takes nothing
+
+// What the guest still waits for in this process's hands; after that the kernel ends what it has not begun,
+// and the destination carries it out.
+constexpr auto kRestTime = std::chrono::seconds(30);
 
 } // namespace
 
@@ -28,15 +34,18 @@ Result<handoff::GuestDescription> RunningGuest::describe() {
     machine().console().freeze_client();
     handoff::GuestDescription description;
     description.sections = machine().sections();
-    description.fixed_state = save_fixed_state(parts_.cpuid, machine().vcpus());
+    const auto to_take = machine().virtio().carried();
+    description.fixed_state = save_fixed_state(parts_.cpuid, machine().vcpus(), to_take);
+    if (!to_take.empty()) ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY); // where Yama asks for it
     if (const int client = machine().console().client_fd(); client >= 0)
         description.fds.push_back({"console-client", client});
     return description;
 }
 
 Result<void> RunningGuest::save(handoff::Outgoing& out, Deadline deadline) {
+    machine().virtio().hold(); // at once: they have stopped by the time the vCPUs have
     TRY(machine().console().hold(deadline));
-    job_ = std::make_shared<SaveJob>(machine(), out);
+    job_ = std::make_shared<SaveJob>(machine(), out, deadline);
     for (const auto& thread : parts_.threads)
         thread->ask_stop(job_);
     auto saved = job_->wait(deadline);
@@ -50,17 +59,21 @@ void RunningGuest::resume() {
     for (const auto& thread : parts_.threads)
         thread->resume();
     job_.reset();
+    machine().virtio().unhold();
     machine().console().unhold();
     if (updating_) machine().console().freeze_client();
 }
 
 void RunningGuest::update_over() {
     updating_ = false;
+    ::prctl(PR_SET_PTRACER, 0);
     machine().console().unhold();
 }
 
 void RunningGuest::let_go() {
     quietly([&] {
+        // Their threads stay meanwhile: the kernel completes some requests on the thread that submitted them.
+        machine().virtio().await_rest(Deadline::after(kRestTime));
         parts_.threads.clear();
         parts_.machine.reset();
         return true;

@@ -4,8 +4,8 @@
 
 namespace liveupdate::vmm {
 
-SaveJob::SaveJob(Machine& machine, handoff::Outgoing& out)
-    : machine_(machine), out_(out), vcpus_(machine.vcpus().size()) {}
+SaveJob::SaveJob(Machine& machine, handoff::Outgoing& out, Deadline deadline)
+    : machine_(machine), out_(out), deadline_(deadline), vcpus_(machine.vcpus().size()) {}
 
 void SaveJob::run(Vcpu& vcpu) {
     begun_.fetch_add(1);
@@ -36,13 +36,15 @@ Result<void> SaveJob::save(Vcpu& vcpu) {
 
 // Until here other vCPUs could still send interrupts, so nothing that receives them has been read.
 Result<void> SaveJob::save_shared() {
+    TRY(machine_.virtio().await_held(deadline_)); // and no device can raise an interrupt either
     TRY_ASSIGN(const size_t section, out_.find(kVmSection, 0));
     state::Vm vm;
     TRY(save_vm(machine_.vm(), machine_.pit(), vm));
     frozen_pit_ = vm.pit();
     TRY(out_.put(section, vm.SerializeAsString()));
     for (const Device* device : machine_.saved_devices()) {
-        TRY_ASSIGN(const size_t index, out_.find(std::get<StateSchema>(device->state()).section, 0));
+        const auto schema = std::get<StateSchema>(device->state());
+        TRY_ASSIGN(const size_t index, out_.find(schema.section, schema.instance));
         TRY_ASSIGN(const std::string bytes, device->save());
         TRY(out_.put(index, bytes));
     }

@@ -13,8 +13,9 @@ namespace liveupdate::vmm {
 
 class SaveJob final : public StopJob {
 public:
-    // Borrowed objects outlive finished() == true, or cancel() and the threads' resume.
-    SaveJob(Machine& machine, handoff::Outgoing& out);
+    // The machine's virtio devices have been told to hold. Borrowed objects outlive finished() == true, or
+    // cancel() and the threads' resume.
+    SaveJob(Machine& machine, handoff::Outgoing& out, Deadline deadline);
 
     void run(Vcpu& vcpu) override;
 
@@ -35,6 +36,7 @@ private:
 
     Machine& machine_;
     handoff::Outgoing& out_;
+    const Deadline deadline_;
     const size_t vcpus_;
     std::atomic<size_t> arrived_{0};
     std::atomic<uint32_t> barrier_{kClosed};

@@ -4,7 +4,7 @@
 #include <signal.h>
 #include <time.h>
 
-#include <cstring>
+#include <algorithm>
 
 namespace liveupdate::vmm {
 
@@ -117,11 +117,15 @@ bool VcpuThread::handle_exit() {
             machine_.bus().read_string(io.port, io.size, bytes);
         return true;
     }
-    case KVM_EXIT_MMIO:
-        // Nothing lives there: reads give all ones, writes vanish.
+    case KVM_EXIT_MMIO: {
+        const std::span<uint8_t> bytes(page.mmio.data, std::min<size_t>(page.mmio.len, 8));
         io_pending_ = true;
-        if (page.mmio.is_write == 0) std::memset(page.mmio.data, 0xff, sizeof(page.mmio.data));
+        if (page.mmio.is_write != 0)
+            machine_.mmio().write(page.mmio.phys_addr, bytes);
+        else
+            machine_.mmio().read(page.mmio.phys_addr, bytes);
         return true;
+    }
     case KVM_EXIT_INTR:
     case KVM_EXIT_IRQ_WINDOW_OPEN:
         return true;

@@ -32,7 +32,7 @@ inline constexpr std::uint16_t kDebugExitPort = 0xf4;
 inline constexpr std::uint32_t kExitOk = 0;    ///< asked to end, or its work is done
 inline constexpr std::uint32_t kExitFault = 2; ///< exception in the guest, see `first_error`
 
-enum class GuestKind : std::uint64_t { kClock = 1, kTimer, kPattern, kSerial };
+enum class GuestKind : std::uint64_t { kClock = 1, kTimer, kPattern, kSerial, kDisk };
 
 /// What went wrong, with the meaning of the two arguments.
 enum class ErrorCode : std::uint64_t {
@@ -55,6 +55,10 @@ enum class ErrorCode : std::uint64_t {
     kPatternMismatch,        ///< address; value found (more in PatternSlot)
     kSerialIrqLost,          ///< interrupts so far; TSC now
     kPmTimerJump,            ///< PM timer ticks since the watch began; TSC ticks meanwhile
+    kDiskMissing,            ///< address of the device; its status
+    kDiskDoubled,            ///< descriptor that came back unasked; requests completed before
+    kDiskFailed,             ///< lane; status of the request
+    kDiskMismatch,           ///< byte of the disk; value found
 };
 
 enum class TimerMode : std::uint64_t { kNone = 0, kTscDeadline, kPeriodic };
@@ -86,6 +90,24 @@ struct alignas(64) Range {
     std::uint64_t reserved[6];
 };
 
+inline constexpr std::size_t kDiskLanes = 32; ///< requests in flight at once
+inline constexpr std::size_t kDiskBlocks = 8; ///< of each lane, one lane's after the other's
+inline constexpr std::size_t kDiskBlockBytes = 4096;
+inline constexpr std::size_t kDiskBytes = kDiskLanes * kDiskBlocks * kDiskBlockBytes;
+
+/// Disk: what the guest has been told.
+struct alignas(64) DiskReport {
+    std::uint64_t up; ///< 1: there is a block device
+    std::uint64_t seed;
+    std::uint64_t submitted;
+    std::uint64_t completed;
+    std::uint64_t writes;
+    std::uint64_t reads; ///< whose content was right
+    std::uint64_t flushes;
+    std::uint64_t in_flight;
+    std::uint64_t generations[kDiskLanes][kDiskBlocks]; ///< last write that completed; 0: still zeroes
+};
+
 struct alignas(4096) ReportHeader {
     // Constants, valid once magic is there.
     std::uint64_t magic;
@@ -105,7 +127,7 @@ struct alignas(4096) ReportHeader {
     std::uint64_t first_error_args[2];
     std::uint64_t fault_address; ///< CR2 of the last exception
     // Written by the host only.
-    alignas(64) std::uint64_t go; ///< pattern with step=1: passes that may have been started
+    alignas(64) std::uint64_t go; ///< pattern with step=1: passes that may have been started; disk: be quiet
     std::uint64_t stop;           ///< StopCommand for vCPU 0; 0 again after a reset, or once it listens
     // Shared by all vCPUs.
     alignas(64) std::uint64_t shared_counter; ///< clock: never goes back
@@ -116,6 +138,7 @@ struct alignas(4096) ReportHeader {
     std::uint64_t pattern_seed;
     std::uint64_t pattern_ranges; ///< number of valid entries in `ranges`
     Range ranges[kMaxRanges];
+    DiskReport disk;
 };
 
 struct alignas(64) ClockSlot {
@@ -224,6 +247,7 @@ static_assert(offsetof(ReportHeader, go) == 128);
 static_assert(offsetof(ReportHeader, shared_counter) == 192);
 static_assert(offsetof(ReportHeader, pattern_bytes) == 320);
 static_assert(offsetof(ReportHeader, ranges) == 384);
+static_assert(offsetof(ReportHeader, disk) == 896);
 static_assert(sizeof(ReportHeader) == 4096);
 static_assert(sizeof(ClockSlot) == 128);
 static_assert(sizeof(TimerSlot) == 256);
@@ -237,6 +261,12 @@ static_assert(sizeof(Report) == 0x108000 && kReportGpa + sizeof(Report) <= kHost
 /// Value that slot `gpa` holds after pass `pass`.
 constexpr std::uint64_t pattern_value(std::uint64_t gpa, std::uint64_t pass, std::uint64_t seed) {
     return (gpa * 0x9e3779b97f4a7c15) ^ (pass * 0xd1b54a32d192ed03 + seed);
+}
+
+/// Word `i` of a block that was written with `generation`.
+constexpr std::uint64_t disk_word(
+    std::uint64_t lane, std::uint64_t block, std::uint64_t generation, std::uint64_t i, std::uint64_t seed) {
+    return generation == 0 ? 0 : pattern_value(lane << 32 | block << 16 | i, generation, seed);
 }
 
 /// One single 64-bit load, acquire: fields written before the one read are visible after it.

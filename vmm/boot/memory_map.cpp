@@ -55,6 +55,16 @@ Result<std::span<uint8_t>> GuestMemory::at(uint64_t gpa, uint64_t size) const {
     return invalid("guest memory " + describe_range(gpa, size) + " is not within one region of RAM");
 }
 
+Result<std::span<uint8_t>> GuestMemory::leading(uint64_t gpa, uint64_t size) const {
+    for (size_t i = 0; i < regions_.size(); ++i) {
+        const MemoryRegion& region = regions_[i];
+        if (gpa < region.gpa || gpa - region.gpa >= region.size) continue;
+        const uint64_t offset = gpa - region.gpa;
+        return bytes_[i].subspan(offset, std::min(size, region.size - offset));
+    }
+    return invalid("guest memory " + describe_range(gpa, size) + " does not begin in RAM");
+}
+
 Result<void> GuestMemory::read(uint64_t gpa, std::span<uint8_t> into) const {
     TRY_ASSIGN(const auto bytes, at(gpa, into.size()));
     std::copy(bytes.begin(), bytes.end(), into.begin());

@@ -49,6 +49,8 @@ public:
 
     // The bytes of [gpa, gpa + size), all within one region; `size` may be 0.
     Result<std::span<uint8_t>> at(uint64_t gpa, uint64_t size) const;
+    // As many bytes from `gpa` on as lie in its region, at most `size`; never none unless `size` is 0.
+    Result<std::span<uint8_t>> leading(uint64_t gpa, uint64_t size) const;
 
     Result<void> read(uint64_t gpa, std::span<uint8_t> into) const;
     Result<void> write(uint64_t gpa, std::span<const uint8_t> bytes) const;

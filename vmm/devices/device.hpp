@@ -14,12 +14,13 @@
 
 namespace liveupdate::vmm {
 
-// The device writes `version` and loads any of [oldest_loadable, version]. `section` is unique in a machine
-// and, once shipped, never changes.
+// The device writes `version` and loads any of [oldest_loadable, version]. `section` and `instance`, which
+// counts devices of one kind, are together unique in a machine and, once shipped, never change.
 struct StateSchema {
     std::string section;
     uint32_t version;
     uint32_t oldest_loadable;
+    uint32_t instance = 0;
 };
 
 // `reason` completes the sentence "nothing of this device crosses an update, because ...".

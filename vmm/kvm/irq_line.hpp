@@ -1,7 +1,11 @@
-// A device's interrupt line into the in-kernel interrupt controllers.
+// A device's interrupt into the in-kernel interrupt controllers.
 #pragma once
 
+#include <unistd.h>
+
+#include "handoff/base/unique_fd.hpp"
 #include "vmm/devices/interrupt_line.hpp"
+#include "vmm/devices/virtio/edge_interrupt.hpp"
 #include "vmm/kvm/vm.hpp"
 
 namespace liveupdate::vmm {
@@ -15,6 +19,20 @@ public:
 private:
     const Vm& vm_;
     uint32_t gsi_;
+};
+
+// Edges by way of an eventfd that KVM waits for (Vm::add_irqfd).
+class KvmEdge final : public virtio::EdgeInterrupt {
+public:
+    explicit KvmEdge(UniqueFd event) : event_(std::move(event)) {}
+    int fd() const { return event_.get(); }
+    void raise() override {
+        const uint64_t one = 1;
+        static_cast<void>(::write(event_.get(), &one, sizeof one));
+    }
+
+private:
+    UniqueFd event_;
 };
 
 } // namespace liveupdate::vmm

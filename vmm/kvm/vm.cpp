@@ -99,6 +99,25 @@ Result<void> Vm::count_acks(uint32_t gsi, int trigger, int acks) const {
     return {};
 }
 
+Result<void> Vm::add_irqfd(uint32_t gsi, int event) const {
+    kvm_irqfd irqfd{};
+    irqfd.fd = static_cast<uint32_t>(event);
+    irqfd.gsi = gsi;
+    TRY(kvm_ioctl(fd_.get(), KVM_IRQFD, &irqfd, "KVM_IRQFD"));
+    return {};
+}
+
+Result<void> Vm::add_ioeventfd(uint64_t gpa, uint32_t value, int event) const {
+    kvm_ioeventfd ioeventfd{};
+    ioeventfd.datamatch = value;
+    ioeventfd.addr = gpa;
+    ioeventfd.len = sizeof value;
+    ioeventfd.fd = event;
+    ioeventfd.flags = KVM_IOEVENTFD_FLAG_DATAMATCH;
+    TRY(kvm_ioctl(fd_.get(), KVM_IOEVENTFD, &ioeventfd, "KVM_IOEVENTFD"));
+    return {};
+}
+
 Result<kvm_irqchip> Vm::irqchip(uint32_t chip) const {
     kvm_irqchip state{};
     state.chip_id = chip;

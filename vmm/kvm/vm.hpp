@@ -31,6 +31,11 @@ public:
     // an eventfd that nobody need write to.
     Result<void> count_acks(uint32_t gsi, int trigger, int acks) const;
 
+    // Each write to `event` is an edge on the line, from here on.
+    Result<void> add_irqfd(uint32_t gsi, int event) const;
+    // A guest's 4-byte write of `value` to `gpa` signals `event` instead of leaving KVM_RUN.
+    Result<void> add_ioeventfd(uint64_t gpa, uint32_t value, int event) const;
+
     Result<kvm_irqchip> irqchip(uint32_t chip) const;
     Result<void> set_irqchip(kvm_irqchip chip) const;
     Result<kvm_pit_state2> pit() const;

@@ -60,6 +60,8 @@ TEST_CASE("the least file has every default") {
     CHECK(config.stop_timeout == 30s);
     CHECK(config.group.empty());
     CHECK_FALSE(config.witness);
+    CHECK(config.rng);
+    CHECK(config.nets.empty());
 }
 
 TEST_CASE("a full file is read whole") {
@@ -70,6 +72,7 @@ binary = "../vmm/liveupdate-vmm"
 vcpus = 64
 cpu_template = "x86-64-v3.1"
 firmware = "fw.bin"
+rng = false
 [[memory]]
 size = 1073741824
 backing = "tmpfs"
@@ -77,6 +80,12 @@ backing = "tmpfs"
 size = "4G"
 backing = "hugetlbfs"
 directory = "/mnt/huge"
+[[net]]
+tap = "tap-web1"
+mac = "52:54:00:AB:cd:01"
+queues = 4
+[[net]]
+tap = "tap1"
 [console]
 type = "file"
 path = "/var/log/web1.console"
@@ -102,6 +111,13 @@ witness = true
     CHECK(config.memory[0].directory == "/dev/shm");
     CHECK(config.memory[1].backing == Backing::kHugetlbfs);
     CHECK(config.memory[1].directory == "/mnt/huge");
+    CHECK_FALSE(config.rng);
+    REQUIRE(config.nets.size() == 2);
+    CHECK(config.nets[0].tap == "tap-web1");
+    CHECK(to_string(config.nets[0].mac) == "52:54:00:ab:cd:01");
+    CHECK(config.nets[0].queues == 4);
+    CHECK(config.nets[1].mac == default_mac("web1", 1));
+    CHECK(config.nets[1].queues == 1);
     CHECK(config.console == ConsoleType::kFile);
     CHECK(config.console_path == "/var/log/web1.console");
     CHECK(config.rehearse == Rehearse::kPlan);
@@ -180,6 +196,48 @@ TEST_CASE("sizes of memory are checked") {
     const auto both =
         good("[machine]\nkernel = \"/k\"\n[[memory]]\nsize = \"8M\"\n[[memory]]\nsize = \"8M\"\n");
     CHECK(both.memory_bytes() == 16u << 20);
+}
+
+TEST_CASE("network cards are checked") {
+    const auto net = [](const std::string& keys) { return error_with("[[net]]\n" + keys + "\n"); };
+    CHECK(
+        net("queues = 2") == "5:1: 'tap' is missing in [[net]]; write the name of a tap device of this host");
+    for (const char* name : {"", "sixteen_letters_", "a/b", "..", "a b", "tap%d"})
+        CHECK(net("tap = \"" + std::string(name) + "\"") ==
+              "6:7: 'tap' in [[net]] is '" + std::string(name) + "', which is no network device's name");
+    CHECK(net("tap = \"t\"\nqueues = 9") == "7:10: 'queues' in [[net]] is 9; write an integer from 1 to 8");
+    for (const char* mac : {"", "52:54:00:12:34", "52-54-00-12-34-56", "52:54:00:12:34:5g",
+             "00:00:00:00:00:00", "52:54:00:12:34:567"})
+        CHECK(net("tap = \"t\"\nmac = \"" + std::string(mac) + "\"") ==
+              "7:7: 'mac' in [[net]]: '" + std::string(mac) +
+                  "' is not an Ethernet address; write for example 52:54:00:12:34:56");
+    CHECK(
+        net("tap = \"t\"\nmac = \"53:54:00:12:34:56\"") ==
+        "7:7: 'mac' in [[net]]: '53:54:00:12:34:56' is the address of a group; the first byte of a card's is "
+        "even");
+    CHECK(net("tap = \"t\"\n[[net]]\ntap = \"t\"") ==
+          "8:7: 'tap' in [[net]] is 't' for the second time; one card has it");
+    CHECK(net("tap = \"t\"\nmac = \"52:54:00:12:34:56\"\n[[net]]\ntap = \"u\"\nmac = \"52:54:00:12:34:56\"")
+              .find("10:7: 'mac' in [[net]] is another card's too: 52:54:00:12:34:56") == 0);
+    std::string many;
+    for (int i = 0; i < 3; ++i)
+        many += "[[net]]\ntap = \"t" + std::to_string(i) + "\"\nqueues = 8\n";
+    CHECK(error_with(many) == "5:1: [[net]] have 24 queues in sum; write at most 16");
+    for (int i = 3; i < 9; ++i)
+        many += "[[net]]\ntap = \"t" + std::to_string(i) + "\"\n";
+    CHECK(error_with(many) == "5:1: more than 8 [[net]]; a guest has no more");
+}
+
+TEST_CASE("a card's address follows from the VM's name, and never changes") {
+    CHECK(to_string(default_mac("web1", 0)) == "4a:f4:ef:4e:9d:a6");
+    CHECK(to_string(default_mac("web1", 1)) == "32:58:39:fb:eb:8b");
+    for (unsigned i = 0; i < 1000; ++i) {
+        const MacAddress mac = default_mac("vm", i);
+        CHECK((mac[0] & 3) == 2);
+        CHECK(mac != default_mac("vm", i + 1));
+        CHECK(mac != default_mac("vn", i));
+        CHECK(*parse_mac(to_string(mac)) == mac);
+    }
 }
 
 TEST_CASE("limits of durations and texts are checked") {

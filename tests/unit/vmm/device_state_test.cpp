@@ -12,6 +12,7 @@
 #include "tests/unit/vmm/fakes.hpp"
 #include "vmm/devices/acpi_pm.hpp"
 #include "vmm/devices/acpi_pm.pb.h"
+#include "tests/unit/vmm/virtio_fixture.hpp"
 #include "vmm/devices/reset.hpp"
 #include "vmm/devices/reset.pb.h"
 #include "vmm/devices/rtc.hpp"
@@ -19,6 +20,10 @@
 #include "vmm/devices/serial.hpp"
 #include "vmm/devices/serial.pb.h"
 #include "vmm/devices/state_message.hpp"
+#include "vmm/devices/virtio/net.hpp"
+#include "vmm/devices/virtio/net.pb.h"
+#include "vmm/devices/virtio/rng.hpp"
+#include "vmm/devices/virtio/rng.pb.h"
 
 namespace liveupdate::vmm::test {
 namespace {
@@ -26,12 +31,16 @@ namespace {
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 using Random = std::mt19937;
+using virtio::kFeatureVersion1;
+using virtio::kRingFeatures;
 
 struct Surroundings {
     FakeLine line;
     FakeConsole console;
     FakeMachine machine;
     FakeClock clock;
+    GuestRam ram;
+    FakeInterrupt interrupt;
 };
 
 // A device under test. Every stateful device has its entry in subjects().
@@ -82,6 +91,49 @@ void constrain_rtc(Message& message, Random&) {
     rtc.mutable_memory()->resize(128, 'm');
 }
 
+// Registers as a driver that offers `features` may leave them, with a queue for each of `limits`.
+void constrain_transport(state::VirtioTransport& transport, uint64_t features,
+    const std::vector<uint16_t>& limits, Random& random) {
+    const bool live = random() % 2 == 0;
+    transport.set_status(live ? 15 : transport.status() & 0xcb);
+    if (live) transport.set_driver_features((transport.driver_features() & features) | kFeatureVersion1);
+    if (!live) transport.set_status(transport.status() & ~8u);
+    transport.set_interrupt_status(transport.interrupt_status() & 3);
+    transport.clear_queues();
+    for (size_t i = 0; i < limits.size(); ++i) {
+        state::VirtioQueue& queue = *transport.add_queues();
+        const uint32_t size = limits[i] >> (random() % 3);
+        const bool ready = random() % 2 == 0;
+        queue.set_size(ready || random() % 4 != 0 ? size : 0);
+        queue.set_ready(ready);
+        queue.set_descriptors(0x10000 * (3 * i + 1) + 16 * (random() % 64));
+        queue.set_available(0x10000 * (3 * i + 2) + 2 * (random() % 64));
+        queue.set_used(0x10000 * (3 * i + 3) + 4 * (random() % 64));
+        queue.set_next_available(random() & 0xffff);
+        queue.set_next_used(random() & 0xffff);
+        queue.set_signalled_used(random() & 0xffff);
+    }
+}
+
+virtio::NetSpec two_pairs() {
+    return {0, {0x52, 0x54, 0, 1, 2, 3}, 2, 1500, virtio::kEveryTapsOffloads};
+}
+
+void constrain_net(Message& message, Random& random) {
+    auto& net = dynamic_cast<state::VirtioNet&>(message);
+    constexpr uint64_t kFeatures = kRingFeatures | virtio::kNetMac | virtio::kNetMultiQueue |
+                                   virtio::kNetGuestChecksum | virtio::kNetGuestTso4;
+    constrain_transport(*net.mutable_transport(), kFeatures, {1024, 1024, 1024, 1024, 64}, random);
+    const uint64_t agreed = net.transport().driver_features();
+    net.set_active_queue_pairs((agreed & virtio::kNetMultiQueue) != 0 ? 1 + random() % 2 : 1);
+    net.set_guest_offloads(net.guest_offloads() & agreed & virtio::kNetGuestOffloads);
+    net.mutable_mac()->resize(6);
+    for (std::string* list : {net.mutable_unicast(), net.mutable_multicast()})
+        list->resize(list->size() / 6 * 6);
+    if (net.too_many_unicast()) net.set_unicast("");
+    if (net.too_many_multicast()) net.set_multicast("");
+}
+
 const std::vector<Subject>& subjects() {
     static const std::vector<Subject> kSubjects{
         {"serial", [](Surroundings& s) { return std::make_unique<Serial>("serial0", s.line, s.console); },
@@ -97,6 +149,23 @@ const std::vector<Subject>& subjects() {
             [] { return std::make_unique<state::AcpiPm>(); }, constrain_acpi_pm, {}},
         {"rtc", [](Surroundings& s) { return std::make_unique<Rtc>(s.clock); },
             [] { return std::make_unique<state::Rtc>(); }, constrain_rtc, {}},
+        {"virtio-net",
+            [](Surroundings& s) {
+                const virtio::VirtioDevice::Place place{s.ram.memory(), s.interrupt};
+                return std::make_unique<virtio::Net>(two_pairs(), std::vector<virtio::Tap>(), place);
+            },
+            [] { return std::make_unique<state::VirtioNet>(); }, constrain_net, {}},
+        {"virtio-rng",
+            [](Surroundings& s) {
+                return std::make_unique<virtio::Rng>(
+                    virtio::VirtioDevice::Place{s.ram.memory(), s.interrupt});
+            },
+            [] { return std::make_unique<state::VirtioRng>(); },
+            [](Message& m, Random& random) {
+                auto& rng = dynamic_cast<state::VirtioRng&>(m);
+                constrain_transport(*rng.mutable_transport(), kRingFeatures, {64}, random);
+            },
+            {}},
     };
     return kSubjects;
 }
@@ -112,7 +181,11 @@ void fill(Message& message, Random& random) {
     const auto& reflection = *message.GetReflection();
     for (int i = 0; i < message.GetDescriptor()->field_count(); ++i) {
         const FieldDescriptor* field = message.GetDescriptor()->field(i);
-        REQUIRE_MESSAGE(!field->is_repeated(), "teach this test repeated fields: ", field->full_name());
+        if (field->is_repeated()) { // how many there are is constrain()'s to say
+            REQUIRE(field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE);
+            fill(*reflection.AddMessage(&message, field), random);
+            continue;
+        }
         switch (field->cpp_type()) {
         case FieldDescriptor::CPPTYPE_UINT32:
             reflection.SetUInt32(&message, field, static_cast<uint32_t>(random()));
@@ -179,6 +252,22 @@ bool is_default(const Message& message, const FieldDescriptor* field) {
     }
 }
 
+// Which fields, also of inner messages, have a value other than 0.
+void note_values(const Message& message, const std::string& prefix, std::map<std::string, bool>& seen) {
+    const auto& reflection = *message.GetReflection();
+    for (int i = 0; i < message.GetDescriptor()->field_count(); ++i) {
+        const auto* field = message.GetDescriptor()->field(i);
+        const std::string name = prefix + field->name();
+        if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE)
+            seen[name] |= !is_default(message, field);
+        else if (!field->is_repeated())
+            note_values(reflection.GetMessage(message, field), name + ".", seen);
+        else
+            for (int k = 0; k < reflection.FieldSize(message, field); ++k)
+                note_values(reflection.GetRepeatedMessage(message, field, k), name + ".", seen);
+    }
+}
+
 TEST_CASE("a device gives back every field of the state it was given") {
     for (const Subject& subject : subjects()) {
         CAPTURE(subject.name);
@@ -202,10 +291,7 @@ TEST_CASE("a device gives back every field of the state it was given") {
 
             const auto message = subject.message();
             REQUIRE(message->ParseFromString(*saved));
-            for (int i = 0; i < message->GetDescriptor()->field_count(); ++i) {
-                const auto* field = message->GetDescriptor()->field(i);
-                seen[field->name()] |= !is_default(*message, field);
-            }
+            note_values(*message, "", seen);
         }
         for (const auto& [field, had_value] : seen)
             CHECK_MESSAGE(had_value, field, " was always 0");

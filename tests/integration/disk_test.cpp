@@ -1,0 +1,199 @@
+// Updates under a guest that keeps 32 disk requests in flight, on a fast disk and on one that takes 200 ms
+// for each. LIVEUPDATE_TEST_UPDATES: how many (20).
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <filesystem>
+#include <vector>
+
+#include "handoff/base/fd.hpp"
+#include "tests/integration/checks.hpp"
+#include "tests/support/temporary_folder.hpp"
+
+namespace liveupdate::tests {
+namespace {
+
+using ::tests::guests::disk_word;
+using ::tests::guests::DiskReport;
+using ::tests::guests::kDiskBlockBytes;
+using ::tests::guests::kDiskBlocks;
+using ::tests::guests::kDiskBytes;
+using ::tests::guests::kDiskLanes;
+using ::tests::guests::read_field;
+using ::tests::guests::write_field;
+
+unsigned updates() {
+    return std::max(2u, number_from("LIVEUPDATE_TEST_UPDATES", 20));
+}
+
+std::string fresh_disk(const TemporaryFolder& folder) {
+    const std::string path = folder.at("disk.img");
+    auto file = fd::open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+    REQUIRE(file);
+    REQUIRE(::ftruncate(file->get(), kDiskBytes) == 0);
+    return path;
+}
+
+LiveVmOptions with_disk(const std::string& path, const std::string& more = "") {
+    LiveVmOptions options;
+    options.guest = "disk.elf";
+    options.extra_toml = "[[disk]]\npath = \"" + path + "\"\n" + more;
+    return options;
+}
+
+const DiskReport& disk_of(const LiveVm& vm) {
+    return vm.report().header.disk;
+}
+
+// Lets the guest's requests run out, and holds the disk's content against what the guest was told.
+void check_content(LiveVm& vm, const std::string& path) {
+    write_field(vm.writable_report().header.go, 1);
+    REQUIRE(
+        LiveVm::eventually([&] { return read_field(disk_of(vm).in_flight) == 0; }, std::chrono::seconds(60)));
+    const DiskReport& disk = disk_of(vm);
+    CHECK(read_field(disk.submitted) == read_field(disk.completed));
+    const auto file = fd::open(path, O_RDONLY);
+    REQUIRE(file);
+    std::array<uint64_t, kDiskBlockBytes / 8> words{};
+    for (uint64_t lane = 0; lane < kDiskLanes; ++lane)
+        for (uint64_t block = 0; block < kDiskBlocks; ++block) {
+            const auto at = static_cast<off_t>((lane * kDiskBlocks + block) * kDiskBlockBytes);
+            REQUIRE(::pread(file->get(), words.data(), kDiskBlockBytes, at) == ssize_t{kDiskBlockBytes});
+            const uint64_t generation = read_field(disk.generations[lane][block]);
+            for (uint64_t i = 0; i < words.size(); ++i)
+                if (words[i] != disk_word(lane, block, generation, i, disk.seed))
+                    FAIL("lane ", lane, " block ", block, " is not what was written last");
+        }
+    check_sound(vm, 1);
+}
+
+void check_updates(const std::string& path, const std::string& more, unsigned count) {
+    const auto vm = started(with_disk(path, more));
+    REQUIRE(LiveVm::eventually([&] { return read_field(disk_of(*vm).completed) > 64; }));
+    const Holdings before = (update_in_turn(*vm, 0, 2), vm->holdings());
+    for (unsigned n = 2; n < count; ++n) {
+        const uint64_t completed = read_field(disk_of(*vm).completed);
+        update_in_turn(*vm, n, 1);
+        REQUIRE(LiveVm::eventually([&] { return read_field(disk_of(*vm).completed) > completed + 64; }));
+    }
+    check_content(*vm, path);
+    CHECK(read_field(disk_of(*vm).writes) > 64);
+    CHECK(read_field(disk_of(*vm).reads) > 64);
+    if (count % 2 == 0) check_nothing_leaked(*vm, before);
+}
+
+TEST_CASE("32 requests in flight on a file go through updates, each exactly once") {
+    NEEDS_KVM();
+    TemporaryFolder folder;
+    check_updates(fresh_disk(folder), "direct = true\n", updates());
+}
+
+TEST_CASE("32 requests in flight through the page cache go through updates, each exactly once") {
+    NEEDS_KVM();
+    TemporaryFolder folder;
+    check_updates(fresh_disk(folder), "direct = false\n", updates());
+}
+
+// A disk that takes 200 ms for each request: nbdkit behind nbdfuse.
+class SlowDisk {
+public:
+    explicit SlowDisk(const TemporaryFolder& folder) : path_(fresh_disk(folder)) {
+        const std::string socket = folder.at("nbd.sock");
+        server_ = run({"nbdkit", "-f", "-U", socket, "--filter=delay", "memory", "64M", "rdelay=200ms",
+            "wdelay=200ms"});
+        LiveVm::eventually([&] { return std::filesystem::exists(socket); });
+        mount_ = run({"nbdfuse", path_, "--unix", socket});
+        up_ = LiveVm::eventually([&] { return std::filesystem::file_size(path_) == 64 << 20; });
+    }
+    ~SlowDisk() {
+        // nbdfuse unmounts when it is told to end.
+        for (const pid_t pid : {mount_, server_}) {
+            ::kill(pid, SIGTERM);
+            ::waitpid(pid, nullptr, 0);
+        }
+    }
+    SlowDisk(const SlowDisk&) = delete;
+    SlowDisk& operator=(const SlowDisk&) = delete;
+
+    bool up() const { return up_; }
+    const std::string& path() const { return path_; }
+
+    static std::string why_not() {
+        for (const char* program : {"/usr/sbin/nbdkit", "/usr/bin/nbdkit"})
+            if (::access(program, X_OK) == 0 && ::access("/usr/bin/nbdfuse", X_OK) == 0 &&
+                ::access("/dev/fuse", R_OK | W_OK) == 0)
+                return {};
+        return "a slow disk needs nbdkit, nbdfuse (package libnbd-bin) and /dev/fuse; ./dev setup --all";
+    }
+
+private:
+    static pid_t run(std::vector<std::string> words) {
+        std::vector<char*> arguments;
+        for (std::string& word : words)
+            arguments.push_back(word.data());
+        arguments.push_back(nullptr);
+        const pid_t pid = ::fork();
+        if (pid != 0) return pid;
+        const int null = ::open("/dev/null", O_RDWR);
+        for (const int target : {0, 1, 2})
+            ::dup2(null, target);
+        ::execvp(arguments[0], arguments.data());
+        ::_exit(127);
+    }
+
+    std::string path_;
+    pid_t server_ = -1;
+    pid_t mount_ = -1;
+    bool up_ = false;
+};
+
+TEST_CASE("32 requests in flight on a disk of 200 ms go through updates that do not wait for it") {
+    NEEDS_KVM();
+    if (const std::string why = SlowDisk::why_not(); !why.empty()) {
+        std::printf("SKIPPED: %s\n", why.c_str());
+        return;
+    }
+    TemporaryFolder folder;
+    const SlowDisk slow(folder);
+    REQUIRE(slow.up());
+    check_updates(slow.path(), "direct = true\n", updates());
+}
+
+TEST_CASE("a source that is killed leaves its requests to the destination") {
+    NEEDS_KVM();
+    if (const std::string why = SlowDisk::why_not(); !why.empty()) {
+        std::printf("SKIPPED: %s\n", why.c_str());
+        return;
+    }
+    TemporaryFolder folder;
+    const SlowDisk slow(folder);
+    REQUIRE(slow.up());
+    const auto vm = started(with_disk(slow.path()));
+    REQUIRE(LiveVm::eventually([&] { return read_field(disk_of(*vm).completed) > 64; }));
+    for (unsigned n = 0; n < 6; ++n) {
+        const auto record = vm->update(
+            turn(n), {{"fault", {{"phase", "probation"}, {"action", "kill"}, {"victim", "source"}}}});
+        REQUIRE_MESSAGE(record, record.error().message);
+        REQUIRE_MESSAGE(record->outcome == supervisor::Outcome::kCompleted, record->reason);
+    }
+    check_content(*vm, slow.path());
+}
+
+TEST_CASE("a disk that another VM has is refused in words") {
+    NEEDS_KVM();
+    TemporaryFolder folder;
+    const std::string path = fresh_disk(folder);
+    const auto first = started(with_disk(path));
+    const auto second = LiveVm::start(with_disk(path));
+    REQUIRE_FALSE(second);
+    CHECK_MESSAGE(second.error().message.find("another process holds its lock") != std::string::npos,
+        second.error().message);
+    update_in_turn(*first, 0, 1); // the lock is the guest's, not the process's
+    CHECK_FALSE(LiveVm::start(with_disk(path)));
+}
+
+} // namespace
+} // namespace liveupdate::tests

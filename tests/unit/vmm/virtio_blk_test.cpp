@@ -1,0 +1,403 @@
+#include "vmm/devices/virtio/blk.hpp"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include <map>
+
+#include "handoff/base/fd.hpp"
+#include "tests/unit/vmm/virtio_fixture.hpp"
+
+namespace liveupdate::vmm::test {
+namespace {
+
+using namespace virtio;
+
+constexpr uint64_t kSectors = 4096;
+constexpr uint8_t kNotYet = 0xAA;
+
+UniqueFd disk_file() {
+    auto file = fd::memfd_create("disk", 0);
+    REQUIRE(file);
+    REQUIRE(::ftruncate(file->get(), kSectors * 512) == 0);
+    return std::move(*file);
+}
+
+Blk::Config plain() {
+    Blk::Config config;
+    config.name = "disk0";
+    config.capacity = kSectors;
+    config.serial = "serial-of-the-disk";
+    return config;
+}
+
+// The driver: request number n has its header, data and result at fixed places.
+struct Driver {
+    GuestRam& ram;
+    DriverQueue queue{ram, 64, 0x2000, 0xa000, 0xb000};
+
+    static uint64_t header_at(unsigned n) { return 0x40000 + 64 * n; }
+    static uint64_t status_at(unsigned n) { return header_at(n) + 48; }
+    static uint64_t data_at(unsigned n) { return 0x60000 + 0x2000 * n; }
+
+    void offer(unsigned n, uint32_t type, uint64_t sector, uint32_t bytes, bool device_writes) {
+        ram.put(header_at(n), blk::RequestHeader{type, 0, sector});
+        ram.put(status_at(n), kNotYet);
+        std::vector<Desc> parts{{header_at(n), 16, 0, 0}};
+        if (bytes > 0)
+            parts.push_back({data_at(n), bytes, static_cast<uint16_t>(device_writes ? kDescWrite : 0), 0});
+        parts.push_back({status_at(n), 1, kDescWrite, 0});
+        const auto head = static_cast<uint16_t>(3 * n % queue.size);
+        queue.chain(head, parts);
+        queue.offer(head);
+    }
+    void read(unsigned n, uint64_t sector, uint32_t bytes) { offer(n, blk::kRead, sector, bytes, true); }
+    void write(unsigned n, uint64_t sector, uint32_t bytes, uint8_t fill) {
+        std::fill_n(ram.at(data_at(n)), bytes, fill);
+        offer(n, blk::kWrite, sector, bytes, false);
+    }
+    void range(unsigned n, uint32_t type, blk::Range range) {
+        ram.put(data_at(n), range);
+        offer(n, type, 0, sizeof range, false);
+    }
+    uint8_t status(unsigned n) { return std::atomic_ref(*ram.at(status_at(n))).load(); }
+};
+
+struct Disk {
+    GuestRam& ram;
+    FakeInterrupt interrupt;
+    std::unique_ptr<Blk> device;
+
+    Disk(GuestRam& guest, Blk::Config config, UniqueFd file, std::vector<ForeignRing> rings = {})
+        : ram(guest) {
+        std::optional<Blk::BackEnd> back_end;
+        back_end.emplace();
+        back_end->file = std::move(file);
+        back_end->rings = std::move(rings);
+        device = std::make_unique<Blk>(
+            VirtioDevice::Place{ram.memory(), interrupt}, std::move(config), std::move(back_end));
+        REQUIRE(device->open());
+    }
+    void boot(Driver& driver, uint64_t own_features = blk::kFeatureFlush) {
+        device->unhold();
+        Registers registers{device->transport()};
+        registers.agree(kRingFeatures | own_features);
+        registers.set_up(0, driver.queue);
+        registers.drive();
+        REQUIRE(registers.status() == 15);
+    }
+    void kick() { device->transport().write(0x50, 4, 0); }
+    void stop() {
+        device->hold();
+        REQUIRE(device->await_held(Deadline::after(std::chrono::seconds(10))));
+    }
+    // What the next process gets of the rings of this one.
+    std::vector<ForeignRing> rings() {
+        std::vector<ForeignRing> all;
+        for (const auto& carried : device->carried()) {
+            const auto id = static_cast<uint32_t>(std::stoul(carried.name.substr(11)));
+            auto ring = ForeignRing::map(id, *fd::dup(carried.fd));
+            REQUIRE_MESSAGE(ring.has_value(), (ring ? "" : ring.error().message));
+            all.push_back(std::move(*ring));
+        }
+        return all;
+    }
+};
+
+uint8_t run(Disk& disk, Driver& driver, unsigned n) {
+    const auto before = driver.queue.used_index();
+    disk.kick();
+    REQUIRE(eventually([&] { return driver.queue.used_index() != before; }));
+    return driver.status(n);
+}
+
+TEST_CASE("what a guest writes to a disk it reads again") {
+    GuestRam ram;
+    Driver driver{ram};
+    UniqueFd file = disk_file();
+    Disk disk(ram, plain(), *fd::dup(file.get()));
+    disk.boot(driver);
+    driver.write(0, 8, 4096, 0x11);
+    CHECK(run(disk, driver, 0) == blk::kOk);
+    driver.offer(1, blk::kFlush, 0, 0, false);
+    CHECK(run(disk, driver, 1) == blk::kOk);
+    driver.read(2, 8, 1024);
+    CHECK(run(disk, driver, 2) == blk::kOk);
+    CHECK(*ram.at(Driver::data_at(2)) == 0x11);
+    CHECK(*ram.at(Driver::data_at(2) + 1023) == 0x11);
+    CHECK(driver.queue.used_element(2) == std::array<uint32_t, 2>{6, 1025});
+    CHECK(driver.queue.used_element(0)[1] == 1);
+    uint8_t byte = 0;
+    REQUIRE(::pread(file.get(), &byte, 1, 8 * 512 + 4095) == 1);
+    CHECK(byte == 0x11);
+    CHECK(eventually([&] { return disk.interrupt.raised > 0; }));
+
+    driver.offer(3, blk::kGetId, 0, 20, true);
+    CHECK(run(disk, driver, 3) == blk::kOk);
+    CHECK(std::string(reinterpret_cast<char*>(ram.at(Driver::data_at(3)))) == "serial-of-the-disk");
+}
+
+TEST_CASE("discarded and zeroed sectors read as zeroes") {
+    GuestRam ram;
+    Driver driver{ram};
+    Disk disk(ram, plain(), disk_file());
+    disk.boot(driver, blk::kFeatureFlush | blk::kFeatureDiscard | blk::kFeatureWriteZeroes);
+    for (const uint32_t type : {blk::kDiscard, blk::kWriteZeroes}) {
+        driver.write(0, 0, 8192, 0x22);
+        CHECK(run(disk, driver, 0) == blk::kOk);
+        driver.range(1, type, {8, 8, 0});
+        CHECK(run(disk, driver, 1) == blk::kOk);
+        driver.read(2, 0, 8192);
+        CHECK(run(disk, driver, 2) == blk::kOk);
+        CHECK(*ram.at(Driver::data_at(2) + 4095) == 0x22);
+        CHECK(*ram.at(Driver::data_at(2) + 4096) == 0);
+        CHECK(*ram.at(Driver::data_at(2) + 8191) == 0);
+    }
+    // More than one vector of zeroes.
+    driver.range(3, blk::kWriteZeroes, {0, kSectors, blk::kUnmap});
+    CHECK(run(disk, driver, 3) == blk::kOk);
+}
+
+TEST_CASE("requests that cannot be are answered with an error, and the device goes on") {
+    GuestRam ram;
+    Driver driver{ram};
+    Disk disk(ram, plain(), disk_file());
+    disk.boot(driver);
+    driver.read(0, kSectors, 512);
+    CHECK(run(disk, driver, 0) == blk::kIoError);
+    driver.write(1, kSectors - 1, 1024, 1);
+    CHECK(run(disk, driver, 1) == blk::kIoError);
+    driver.read(2, UINT64_MAX, 512);
+    CHECK(run(disk, driver, 2) == blk::kIoError);
+    driver.read(3, 0, 100);
+    CHECK(run(disk, driver, 3) == blk::kIoError);
+    driver.offer(4, 77, 0, 512, true);
+    CHECK(run(disk, driver, 4) == blk::kUnsupported);
+    driver.range(5, blk::kDiscard, {0, UINT32_MAX, 0});
+    CHECK(run(disk, driver, 5) == blk::kIoError);
+    driver.range(6, blk::kDiscard, {UINT64_MAX - 1, 8, 0});
+    CHECK(run(disk, driver, 6) == blk::kIoError);
+    driver.range(7, blk::kDiscard, {0, 8, 0x80});
+    CHECK(run(disk, driver, 7) == blk::kUnsupported);
+    driver.read(8, kSectors - 1, 512);
+    CHECK(run(disk, driver, 8) == blk::kOk);
+}
+
+TEST_CASE("a read-only disk is not written to") {
+    GuestRam ram;
+    Driver driver{ram};
+    auto config = plain();
+    config.read_only = true;
+    UniqueFd file = disk_file();
+    Disk disk(ram, config, *fd::dup(file.get()));
+    disk.boot(driver, blk::kFeatureReadOnly | blk::kFeatureFlush);
+    driver.write(0, 0, 512, 0x33);
+    CHECK(run(disk, driver, 0) == blk::kIoError);
+    driver.range(1, blk::kWriteZeroes, {0, 8, 0});
+    CHECK(run(disk, driver, 1) == blk::kIoError);
+    driver.read(2, 0, 512);
+    CHECK(run(disk, driver, 2) == blk::kOk);
+    uint8_t byte = 1;
+    REQUIRE(::pread(file.get(), &byte, 1, 0) == 1);
+    CHECK(byte == 0);
+}
+
+TEST_CASE("a buffer without a place for the result breaks the ring") {
+    GuestRam ram;
+    Driver driver{ram};
+    Disk disk(ram, plain(), disk_file());
+    disk.boot(driver);
+    driver.queue.chain(0, {{Driver::header_at(0), 16, 0, 0}});
+    driver.queue.offer(0);
+    disk.kick();
+    CHECK(eventually([&] { return disk.device->transport().failed(); }));
+}
+
+// A pipe as a disk: reads stay in flight until somebody writes into it.
+struct SlowDisk {
+    UniqueFd out;
+    UniqueFd in;
+    SlowDisk() {
+        int ends[2];
+        REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+        out.reset(ends[0]);
+        in.reset(ends[1]);
+    }
+    void answer(size_t bytes) {
+        const std::string data(bytes, 'x');
+        REQUIRE(::write(in.get(), data.data(), bytes) == static_cast<ssize_t>(bytes));
+    }
+};
+
+// Counts that each of `count` requests has come back exactly once.
+void check_each_once(Driver& driver, unsigned count) {
+    REQUIRE(eventually([&] { return driver.queue.used_index() >= count; }));
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    CHECK(driver.queue.used_index() == count);
+    std::map<uint32_t, int> heads;
+    for (uint16_t i = 0; i < count; ++i)
+        ++heads[driver.queue.used_element(i)[0]];
+    CHECK(heads.size() == count);
+    for (unsigned n = 0; n < count; ++n) {
+        CHECK(driver.status(n) == blk::kOk);
+        CHECK(*driver.ram.at(Driver::data_at(n)) == 'x');
+    }
+}
+
+TEST_CASE("requests in flight are carried: the next process takes their completions from the ring") {
+    GuestRam ram;
+    Driver driver{ram};
+    SlowDisk slow;
+    constexpr unsigned kCount = 8;
+    Disk from(ram, plain(), *fd::dup(slow.out.get()));
+    from.boot(driver);
+    for (unsigned n = 0; n < kCount; ++n)
+        driver.read(n, 8 * n, 512);
+    from.kick();
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    from.stop(); // waits for nothing
+    CHECK(driver.queue.used_index() == 0);
+    const std::string saved = *from.device->save();
+
+    Disk to(ram, plain(), *fd::dup(slow.out.get()), from.rings());
+    const auto loaded = to.device->load(saved, Blk::kStateVersion);
+    REQUIRE_MESSAGE(loaded.has_value(), (loaded ? "" : loaded.error().message));
+    CHECK_FALSE(from.device->at_rest());
+    to.device->unhold();
+    slow.answer(512 * kCount);
+    check_each_once(driver, kCount);
+    CHECK(eventually([&] { return from.device->at_rest(); }));
+    CHECK(to.device->carried().size() == 1); // the other's ring is done with
+}
+
+TEST_CASE("requests whose process dies before they end are carried out by the next one") {
+    GuestRam ram;
+    Driver driver{ram};
+    SlowDisk slow;
+    constexpr unsigned kCount = 8;
+    auto from = std::make_unique<Disk>(ram, plain(), *fd::dup(slow.out.get()));
+    from->boot(driver);
+    for (unsigned n = 0; n < kCount; ++n)
+        driver.read(n, 8 * n, 512);
+    from->kick();
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    from->stop();
+    const std::string saved = *from->device->save();
+    Disk to(ram, plain(), *fd::dup(slow.out.get()), from->rings());
+    REQUIRE(to.device->load(saved, Blk::kStateVersion));
+    from.reset(); // its thread and its hold on the ring are gone
+    to.device->unhold();
+    slow.answer(512 * kCount);
+    check_each_once(driver, kCount);
+}
+
+TEST_CASE("requests are carried over several updates, each from the ring it is in") {
+    GuestRam ram;
+    Driver driver{ram};
+    SlowDisk slow;
+    std::vector<std::unique_ptr<Disk>> disks;
+    disks.push_back(std::make_unique<Disk>(ram, plain(), *fd::dup(slow.out.get())));
+    disks.back()->boot(driver);
+    constexpr unsigned kUpdates = 4;
+    for (unsigned update = 0; update < kUpdates; ++update) {
+        for (unsigned n = 3 * update; n < 3 * update + 3; ++n)
+            driver.read(n, 8 * n, 512);
+        disks.back()->kick();
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        disks.back()->stop();
+        const std::string saved = *disks.back()->device->save();
+        auto next = std::make_unique<Disk>(ram, plain(), *fd::dup(slow.out.get()), disks.back()->rings());
+        REQUIRE(next->device->load(saved, Blk::kStateVersion));
+        next->device->unhold();
+        disks.push_back(std::move(next));
+    }
+    CHECK(disks.back()->device->carried().size() == kUpdates + 1);
+    slow.answer(512 * 3 * kUpdates);
+    check_each_once(driver, 3 * kUpdates);
+}
+
+TEST_CASE("a source that takes the guest back goes on with its own requests") {
+    GuestRam ram;
+    Driver driver{ram};
+    SlowDisk slow;
+    Disk disk(ram, plain(), *fd::dup(slow.out.get()));
+    disk.boot(driver);
+    driver.read(0, 0, 512);
+    disk.kick();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    disk.stop();
+    driver.read(1, 8, 512);
+    disk.kick();
+    slow.answer(1024);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    CHECK(driver.queue.used_index() == 0);
+    disk.device->unhold();
+    check_each_once(driver, 2);
+}
+
+TEST_CASE("a reset lets results go nowhere, in this process and in the next") {
+    GuestRam ram;
+    Driver driver{ram};
+    SlowDisk slow;
+    Disk from(ram, plain(), *fd::dup(slow.out.get()));
+    from.boot(driver);
+    driver.read(0, 0, 512);
+    from.kick();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    from.device->hold(); // or the reset would wait for the request
+    from.device->transport().write(0x70, 4, 0);
+    const std::string saved = *from.device->save();
+    Disk to(ram, plain(), *fd::dup(slow.out.get()), from.rings());
+    REQUIRE(to.device->load(saved, Blk::kStateVersion));
+    to.device->unhold();
+    slow.answer(512);
+    CHECK(eventually([&] { return to.device->carried().size() == 1; }));
+    CHECK(driver.queue.used_index() == 0);
+    CHECK(driver.status(0) == kNotYet);
+}
+
+TEST_CASE("carried requests that cannot be are refused, with a sentence") {
+    GuestRam ram;
+    Driver driver{ram};
+    SlowDisk slow;
+    Disk from(ram, plain(), *fd::dup(slow.out.get()));
+    from.boot(driver);
+    driver.read(0, 0, 512);
+    driver.read(1, 0, 512);
+    from.kick();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    from.stop();
+    state::VirtioBlk good;
+    REQUIRE(good.ParseFromString(*from.device->save()));
+    REQUIRE(good.requests_size() == 2);
+    Disk to(ram, plain(), *fd::dup(slow.out.get()), from.rings());
+    REQUIRE(to.device->load(good.SerializeAsString(), 1));
+    const std::vector<std::pair<std::function<void(state::VirtioBlkRequest&)>, const char*>> all{
+        {[](auto& r) { r.set_ring(9); }, "did not come along"},
+        {[](auto& r) { r.set_tag(256); }, "tag"},
+        {[](auto& r) { r.set_queue(1); }, "queue"},
+        {[](auto& r) { r.set_head(256); }, "head"},
+        {[](auto& r) { r.set_type(8); }, "type"},
+        {[](auto& r) { r.set_sector(kSectors + 1); }, "sector"},
+        {[](auto& r) { r.set_length(kSectors * 512 + 1); }, "length"},
+        {[](auto& r) { r.set_done(513); }, "done"},
+        {[](auto& r) { r.set_status_gpa(GuestRam::kSize); }, "status_gpa"},
+        {[&](auto& r) { r.set_tag(good.requests(1).tag()); }, "two with the tag"},
+    };
+    for (const auto& [change, word] : all) {
+        auto bad = good;
+        change(*bad.mutable_requests(0));
+        const auto loaded = to.device->load(bad.SerializeAsString(), 1);
+        CAPTURE(word);
+        REQUIRE_FALSE(loaded);
+        CHECK(loaded.error().message.find(word) != std::string::npos);
+        CHECK(loaded.error().message.find("disk0") != std::string::npos);
+    }
+    const UniqueFd file = disk_file();
+    const auto none = ForeignRing::map(1, *fd::dup(file.get()));
+    REQUIRE_FALSE(none);
+    CHECK(none.error().message.find("is none") != std::string::npos);
+}
+
+} // namespace
+} // namespace liveupdate::vmm::test

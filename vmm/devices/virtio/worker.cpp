@@ -1,0 +1,137 @@
+#include "vmm/devices/virtio/worker.hpp"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "handoff/base/fd.hpp"
+
+namespace liveupdate::vmm::virtio {
+namespace {
+
+constexpr auto kLongestSleep = std::chrono::hours(1);
+
+// Returns when the word is no longer `seen`, on a wake, a signal or at the deadline: callers look again.
+void futex_wait(const std::atomic<uint32_t>& word, uint32_t seen, Deadline deadline) {
+    const auto left = std::min<std::chrono::nanoseconds>(deadline.left(), kLongestSleep).count();
+    timespec span{};
+    span.tv_sec = left / 1'000'000'000;
+    span.tv_nsec = left % 1'000'000'000;
+    ::syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, seen, &span, nullptr, 0);
+}
+
+void futex_wake_all(const std::atomic<uint32_t>& word) {
+    ::syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+}
+
+} // namespace
+
+Result<void> Worker::open() {
+    epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
+    if (!epoll_) return Error::from_errno("epoll_create1 for a device");
+    TRY_ASSIGN(control_, fd::eventfd(0));
+    return watch(control_.get(), EPOLLIN, kControl);
+}
+
+Result<void> Worker::watch(int fd, uint32_t epoll_events, uint64_t token) {
+    epoll_event event{};
+    event.events = epoll_events;
+    event.data.u64 = token;
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) < 0)
+        return Error::from_errno("watch a device's file descriptor");
+    return {};
+}
+
+void Worker::unwatch(int fd) {
+    static_cast<void>(::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr));
+}
+
+void Worker::start(const std::string& name) {
+    // No signal handler runs here: kicks are for vCPUs.
+    sigset_t all{};
+    sigset_t before{};
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &before);
+    thread_ = std::thread([this] { main(); });
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    ::pthread_setname_np(thread_.native_handle(), name.substr(0, 15).c_str());
+}
+
+void Worker::stop() {
+    if (!thread_.joinable()) return;
+    quit_.store(true);
+    wake();
+    futex_wake_all(state_);
+    thread_.join();
+}
+
+void Worker::wake() {
+    const uint64_t one = 1;
+    if (control_) static_cast<void>(::write(control_.get(), &one, sizeof one));
+}
+
+void Worker::hold(Reason reason) {
+    state_.fetch_or(reason, std::memory_order_acq_rel);
+}
+
+bool Worker::await_held(Deadline deadline) const {
+    for (;;) {
+        const uint32_t seen = state_.load(std::memory_order_acquire);
+        if ((seen & kWorking) == 0) return true;
+        if (deadline.passed()) return false;
+        futex_wait(state_, seen, deadline);
+    }
+}
+
+void Worker::unhold(Reason reason) {
+    look_.store(true, std::memory_order_release);
+    state_.fetch_and(~uint32_t{reason}, std::memory_order_acq_rel);
+    futex_wake_all(state_);
+    wake();
+}
+
+bool Worker::begin_round() {
+    uint32_t seen = state_.load(std::memory_order_acquire);
+    for (;;) {
+        if (quit_.load()) return false;
+        if (seen != 0) {
+            // Parked in a system call that signals interrupt: the kernel completes requests of this thread's
+            // io_uring in it.
+            futex_wait(state_, seen, Deadline::never());
+            seen = state_.load(std::memory_order_acquire);
+        } else if (state_.compare_exchange_weak(seen, kWorking, std::memory_order_acq_rel)) {
+            return true;
+        }
+    }
+}
+
+void Worker::end_round() {
+    if (state_.fetch_and(~kWorking, std::memory_order_acq_rel) != kWorking) futex_wake_all(state_);
+}
+
+void Worker::main() {
+    std::array<epoll_event, 16> events{};
+    int ready = 0;
+    while (begin_round()) {
+        if (look_.exchange(false, std::memory_order_acq_rel)) client_.look();
+        for (int i = 0; i < ready; ++i) {
+            const uint64_t token = events[static_cast<size_t>(i)].data.u64;
+            uint64_t count = 0;
+            if (token == kControl)
+                static_cast<void>(::read(control_.get(), &count, sizeof count));
+            else
+                client_.ready(token);
+        }
+        client_.finish_round();
+        const Deadline wake_at = client_.wake_at();
+        end_round();
+        ready = ::epoll_wait(epoll_.get(), events.data(), events.size(), wake_at.poll_ms());
+    }
+}
+
+} // namespace liveupdate::vmm::virtio

@@ -1,0 +1,102 @@
+// The thread of one device: it waits for the device's descriptors and works in rounds. Between rounds it
+// touches nothing, and whoever wants the device to stand still keeps it from beginning another one.
+//
+//     state word:  bit 0     a round is under way
+//                  others    reasons why none may begin
+//
+// A hold costs the holder one atomic operation: a worker that waits in epoll need not even wake.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <thread>
+
+#include "handoff/base/deadline.hpp"
+#include "handoff/base/result.hpp"
+#include "handoff/base/unique_fd.hpp"
+
+namespace liveupdate::vmm::virtio {
+
+// What a device does in a round, on its worker's thread. Nothing here blocks.
+class WorkerClient {
+public:
+    virtual ~WorkerClient() = default;
+    // The descriptor that was watched with `token` is ready; it may also not be any more.
+    virtual void ready(uint64_t token) = 0;
+    // The first thing of the first round after a hold: everything is to be looked at, because what was ready
+    // before may have told another process so.
+    virtual void look() = 0;
+    virtual void finish_round() = 0;
+    // When a round is wanted although nothing is ready.
+    virtual Deadline wake_at() const = 0;
+};
+
+class Worker {
+public:
+    enum Reason : uint32_t {
+        kUpdate = 2,    // the guest stands still, runs elsewhere, or has not come yet
+        kRegisters = 4, // a vCPU thread changes what a round goes by
+        kLook = 8,      // the session thread reads what rounds change
+    };
+
+    // On hold for kUpdate, and without a thread.
+    explicit Worker(WorkerClient& client) : client_(client) {}
+    ~Worker() { stop(); }
+
+    // Makes the descriptors; a worker that never starts need not be opened.
+    Result<void> open();
+    // Any thread, once opened. `token` is not kControl. The descriptor outlives its watch.
+    Result<void> watch(int fd, uint32_t epoll_events, uint64_t token);
+    void unwatch(int fd);
+
+    // Starts the thread, whose first round begins with look() once nothing holds it.
+    void start(const std::string& name);
+    // Ends the thread after its round; held or not.
+    void stop();
+
+    // No round begins any more until unhold(); cheap, never waits.
+    void hold(Reason reason);
+    bool wanted(Reason reason) const { return (state_.load(std::memory_order_acquire) & reason) != 0; }
+    // For long rounds: somebody waits for this one's end.
+    bool must_yield() const { return (state_.load(std::memory_order_acquire) & ~kWorking) != 0; }
+    // Whether no round is under way; waits for the end of one until the deadline. After hold() only.
+    bool await_held(Deadline deadline) const;
+    void unhold(Reason reason);
+
+private:
+    static constexpr uint32_t kWorking = 1;
+    static constexpr uint64_t kControl = UINT64_MAX;
+
+    void main();
+    bool begin_round();
+    void end_round();
+    void wake();
+
+    WorkerClient& client_;
+    UniqueFd epoll_;
+    UniqueFd control_;
+    std::atomic<uint32_t> state_{kUpdate};
+    std::atomic<bool> look_{true};
+    std::atomic<bool> quit_{false};
+    std::thread thread_;
+};
+
+// Keeps a worker from rounds for a moment; one holder for each reason at a time.
+class BriefHold {
+public:
+    BriefHold(Worker& worker, Worker::Reason reason) : worker_(worker), reason_(reason) {
+        worker_.hold(reason_);
+        static_cast<void>(worker_.await_held(Deadline::never()));
+    }
+    ~BriefHold() { worker_.unhold(reason_); }
+    BriefHold(const BriefHold&) = delete;
+    BriefHold& operator=(const BriefHold&) = delete;
+
+private:
+    Worker& worker_;
+    const Worker::Reason reason_;
+};
+
+} // namespace liveupdate::vmm::virtio

@@ -1,0 +1,65 @@
+// All virtio devices of a machine, each wired to its place on the MMIO bus and to its interrupt.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "handoff/channel.hpp"
+#include "handoff/manifest.hpp"
+#include "vmm/devices/mmio_bus.hpp"
+#include "vmm/devices/virtio/virtio_device.hpp"
+#include "vmm/kvm/irq_line.hpp"
+#include "vmm/kvm/vm.hpp"
+
+namespace liveupdate::vmm {
+
+class VirtioDevices {
+public:
+    // What kind of machine it is for: in a trial nothing is opened, wired or run; state is loaded and saved.
+    enum class Purpose { kLive, kTrial };
+
+    // `vm`, `bus` and `memory` outlive the devices.
+    VirtioDevices(Vm& vm, MmioBus& bus, const GuestMemory& memory, Purpose purpose)
+        : vm_(vm), bus_(bus), memory_(memory), purpose_(purpose) {}
+
+    // The devices that `machine` names, by rising slot: the same order for every VMM of the guest. A live
+    // machine's back ends are taken out of `fds`; what the supervisor gave is duplicated into `kept`, for a
+    // supervisor that comes later.
+    Result<void> build(
+        const handoff::proto::Machine& machine, handoff::NamedFds& fds, handoff::NamedFds& kept);
+
+    const std::vector<std::unique_ptr<virtio::VirtioDevice>>& all() const { return devices_; }
+
+    // All of them; see VirtioDevice.
+    void hold();
+    Result<void> await_held(Deadline deadline) const;
+    void unhold();
+
+    // What only this process has and the next one needs. Borrowed.
+    std::vector<handoff::FdToSend> carried() const;
+    // The guest runs elsewhere: waits for what the kernel still does for requests of this process. The name
+    // of a device that was not done by the deadline, or nothing.
+    std::string await_rest(Deadline deadline) const;
+
+private:
+    Result<void> add_disk(
+        const handoff::proto::Disk& disk, uint32_t instance, handoff::NamedFds& fds, handoff::NamedFds& kept);
+    Result<void> add_net(
+        const handoff::proto::Net& net, uint32_t instance, handoff::NamedFds& fds, handoff::NamedFds& kept);
+    Result<void> add_rng();
+    // The next slot's place; the device that is made for it is given to add().
+    Result<virtio::VirtioDevice::Place> next_place();
+    Result<void> add(std::unique_ptr<virtio::VirtioDevice> device);
+    bool live() const { return purpose_ == Purpose::kLive; }
+
+    Vm& vm_;
+    MmioBus& bus_;
+    const GuestMemory& memory_;
+    const Purpose purpose_;
+    virtio::NoInterrupt no_interrupt_;
+    std::deque<KvmEdge> interrupts_;
+    std::vector<std::unique_ptr<virtio::VirtioDevice>> devices_;
+};
+
+} // namespace liveupdate::vmm
