@@ -43,6 +43,7 @@ std::string toml(const LiveVmOptions& o) {
     std::string text =
         "[vmm]\nbinary = \"" + o.vmm + "\"\n[machine]\nvcpus = " + std::to_string(o.vcpus) + "\n";
     text += (firmware ? "firmware = \"" : "kernel = \"") + o.guest + "\"\n";
+    if (!o.initrd.empty()) text += "initrd = \"" + o.initrd + "\"\n";
     if (!firmware) text += "cmdline = \"" + cmdline + "\"\n";
     text += "[[memory]]\nsize = \"" + std::to_string(o.memory_mib) + "M\"\nbacking = \"" + o.backing + "\"\n";
     if (o.backing != "memfd") text += "directory = \"" + o.backing_directory + "\"\n";

@@ -36,7 +36,8 @@ std::string guest_image(const std::string& name); // e.g. "clock.elf"
 
 struct LiveVmOptions {
     std::string vmm;                 // path of the first binary; empty: liveupdate-vmm
-    std::string guest = "clock.elf"; // or "firmware.bin"
+    std::string guest = "clock.elf"; // or "firmware.bin", or a path
+    std::string initrd;              // path; empty: none
     unsigned vcpus = 1;
     unsigned memory_mib = 64;
     std::string cmdline;                                // beside vcpus= and witness=, which are added

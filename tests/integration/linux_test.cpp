@@ -1,0 +1,102 @@
+// Linux under updates, with disks, a network and timers that are checked from inside and outside. What must
+// hold is told in tests/linux/README.md. LIVEUPDATE_TEST_UPDATES: how many updates (20).
+#include <thread>
+
+#include "tests/integration/checks.hpp"
+#include "tests/support/linux_vm.hpp"
+
+namespace liveupdate::tests {
+namespace {
+
+using namespace std::chrono_literals;
+
+#define NEEDS_LINUX()                                                                                        \
+    if (const std::string why = why_no_linux(); !why.empty()) {                                              \
+        std::printf("SKIPPED: %s\n", why.c_str());                                                           \
+        return;                                                                                              \
+    }
+
+// A tap where there may be one; a test says loudly when it goes without.
+Network network() {
+    const std::string why = NetNamespace::why_none();
+    if (why.empty()) return Network::kTap;
+    std::printf("SKIPPED: the guest's network: %s\n", why.c_str());
+    return Network::kNone;
+}
+
+std::unique_ptr<LinuxVm> working(LinuxVmOptions options) {
+    auto vm = LinuxVm::start(std::move(options));
+    if (!vm) FAIL(vm.error().message);
+    return std::move(*vm);
+}
+
+// One update each half second, there and back between two builds.
+void update_often(LinuxVm& vm, unsigned count) {
+    for (unsigned n = 0; n < count; ++n) {
+        const auto next = std::chrono::steady_clock::now() + 500ms;
+        const auto record = vm.vm().update(turn(n));
+        REQUIRE_MESSAGE(record, "update ", n, ": ", record.error().message);
+        REQUIRE_MESSAGE(record->outcome == supervisor::Outcome::kCompleted, "update ", n, ": ",
+            to_string(record->outcome), ": ", record->reason);
+        std::this_thread::sleep_until(next);
+    }
+}
+
+// The peer's figures beside the guest's own.
+void check_network(const LinuxVm& vm, Figures peer) {
+    const auto own = vm.lines("result tcp");
+    REQUIRE(own.size() == 1);
+    Figures guest = figures_of(own[0]);
+    CHECK(peer["tcp_errors"] == 0);
+    CHECK(peer["tcp_received"] == guest["sent"]);
+    CHECK(peer["tcp_sent"] == guest["received"]);
+    CHECK(guest["sent"] > 0);
+    CHECK(guest["received"] > 0);
+    CHECK(peer["ping_sent"] > 0);
+    CHECK(peer["ping_answered"] == peer["ping_sent"]);
+    CHECK(peer["ping_doubled"] == 0);
+    CHECK(peer["ping_reordered"] == 0);
+    const auto tap = vm.counters();
+    REQUIRE(tap);
+    CHECK(tap->receive_errors + tap->receive_dropped + tap->send_errors == 0);
+    std::printf("tap: %llu packets to the guest, %llu dropped before it read them; %llu from it\n",
+        static_cast<unsigned long long>(tap->sent), static_cast<unsigned long long>(tap->send_dropped),
+        static_cast<unsigned long long>(tap->received));
+}
+
+void check_linux(unsigned vcpus) {
+    LinuxVmOptions options;
+    options.vcpus = vcpus;
+    options.network = network();
+    const bool net = options.network == Network::kTap;
+    const auto vm = working(options);
+    vm->ping();
+    update_often(*vm, std::max(2u, number_from("LIVEUPDATE_TEST_UPDATES", 20)));
+    vm->type("stop");
+    const Figures peer = net ? vm->quiet() : Figures{};
+    const bool ended = vm->finish();
+    for (const auto& line : vm->lines("result"))
+        std::printf("%s\n", line.c_str());
+    for (const auto& line : vm->lines("error"))
+        FAIL_CHECK(line);
+    REQUIRE_MESSAGE(ended, "the guest did not end; its console:\n", vm->console());
+    CHECK(figures_of(vm->lines("summary")[0])["errors"] == 0);
+    for (unsigned disk = 0; disk < options.disks; ++disk)
+        CHECK_MESSAGE(vm->check_disk(disk).empty(), "disk ", disk, ": ", vm->check_disk(disk));
+    for (unsigned number = 0; number < options.file_systems; ++number)
+        CHECK_MESSAGE(vm->check_file_system(number).empty(), vm->check_file_system(number));
+    if (net) check_network(*vm, peer);
+}
+
+TEST_CASE("Linux with 1 vCPU loses no byte on disks and network, however often it is updated") {
+    NEEDS_LINUX();
+    check_linux(1);
+}
+
+TEST_CASE("Linux with 2 vCPUs loses no byte on disks and network, however often it is updated") {
+    NEEDS_LINUX();
+    check_linux(2);
+}
+
+} // namespace
+} // namespace liveupdate::tests

@@ -1,0 +1,268 @@
+#include "tests/support/linux_vm.hpp"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+
+#include "handoff/base/fd.hpp"
+#include "tests/linux/pattern.hpp"
+#include "tests/support/command.hpp"
+
+extern char** environ;
+
+namespace liveupdate::tests {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace std::chrono_literals;
+
+constexpr const char* kTap = "tap0";
+constexpr const char* kHostAddress = "10.77.0.1";
+constexpr const char* kGuestAddress = "10.77.0.2";
+constexpr auto kBootTime = 300s; // on emulated hardware
+constexpr auto kClosingTime = 300s;
+
+// On a KVM without VMX and SVM under it, ring 0 lacks some instructions, and calibration takes seconds.
+constexpr const char* kSoftwareKvm =
+    " nokaslr mitigations=off tsc=reliable no_timer_check lpj=13000000 random.trust_cpu=1 rodata=off "
+    "clearcpuid=smap,smep,umip,fsgsbase,pcid,invpcid,xsave,cx16,pku,la57,popcnt,erms,fsrm";
+
+std::string content_of(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+}
+
+bool hardware_kvm() {
+    std::istringstream words(content_of("/proc/cpuinfo"));
+    for (std::string word; words >> word;)
+        if (word == "vmx" || word == "svm") return true;
+    return false;
+}
+
+std::string from_environment(const char* variable, const std::string& otherwise) {
+    const char* value = std::getenv(variable);
+    return value != nullptr ? value : otherwise;
+}
+
+std::string linux_file(const std::string& name) {
+    return fs::path(program("")).parent_path().parent_path() / "tests" / "linux" / name;
+}
+// Another kernel with an initramfs of its own may be given, such as a distribution's.
+std::string kernel_path() {
+    return from_environment("LIVEUPDATE_TEST_LINUX_KERNEL", linux_file("kernel/vmlinux"));
+}
+std::string initrd_path() {
+    return from_environment("LIVEUPDATE_TEST_LINUX_INITRD", linux_file("initrd.cpio"));
+}
+
+std::string work_words(const LinuxVmOptions& options) {
+    std::string words = " " + options.work;
+    for (unsigned i = 0; i < options.disks; ++i)
+        words += (i == 0 ? " lu.disk=vd" : ",vd") + std::string(1, static_cast<char>('a' + i));
+    for (unsigned i = 0; i < options.file_systems; ++i)
+        words +=
+            (i == 0 ? " lu.files=vd" : ",vd") + std::string(1, static_cast<char>('a' + options.disks + i));
+    if (options.network == Network::kTap)
+        words += std::string(" lu.address=") + kGuestAddress + " lu.peer=" + kHostAddress;
+    return words;
+}
+
+Result<void> make_file_system(const std::string& path) {
+    const auto made = run_command({"mke2fs", "-q", "-F", "-t", "ext4", path});
+    if (made.status == 0) return {};
+    return Error(ErrorCode::kSystem, "mke2fs " + path + ": " + made.err);
+}
+
+} // namespace
+
+std::string why_no_linux() {
+    if (std::string why = why_no_kvm(); !why.empty()) return why;
+    for (const std::string& path : {kernel_path(), initrd_path()})
+        if (!fs::exists(path)) return "there is no " + path + " (see tests/linux/README.md)";
+    if (run_command({"mke2fs", "-V"}).status != 0) return "there is no mke2fs (package e2fsprogs)";
+    return {};
+}
+
+Figures figures_of(const std::string& line) {
+    Figures figures;
+    std::istringstream words(line);
+    for (std::string word; words >> word;)
+        if (const auto equals = word.find('='); equals != std::string::npos)
+            figures[word.substr(0, equals)] = std::strtoull(word.c_str() + equals + 1, nullptr, 0);
+    return figures;
+}
+
+const std::string LinuxVm::disk_path(unsigned number) const {
+    return folder_.at("disk" + std::to_string(number) + ".img");
+}
+
+Result<void> LinuxVm::make_disks() {
+    for (unsigned i = 0; i < options_.disks + options_.file_systems; ++i) {
+        TRY_ASSIGN(const UniqueFd file, fd::open(disk_path(i), O_RDWR | O_CREAT, 0600));
+        if (::ftruncate(file.get(), off_t{options_.disk_mib} << 20) != 0)
+            return Error::from_errno("ftruncate");
+        if (i >= options_.disks) TRY(make_file_system(disk_path(i)));
+    }
+    return {};
+}
+
+Result<void> LinuxVm::start_peer() {
+    int ends[2];
+    if (::pipe2(ends, O_CLOEXEC) != 0) return Error::from_errno("pipe2");
+    const UniqueFd reader(ends[0]);
+    peer_input_ = UniqueFd(ends[1]);
+    std::string path = program("linux_host_peer"), guest = kGuestAddress, option = "--ping-hz";
+    std::string hz = std::to_string(options_.ping_hz);
+    char* argv[] = {path.data(), guest.data(), option.data(), hz.data(), nullptr};
+    posix_spawn_file_actions_t actions;
+    ::posix_spawn_file_actions_init(&actions);
+    ::posix_spawn_file_actions_adddup2(&actions, reader.get(), STDIN_FILENO);
+    ::posix_spawn_file_actions_addopen(
+        &actions, STDOUT_FILENO, folder_.at("peer.log").c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
+    const int failed = ::posix_spawn(&peer_, path.c_str(), &actions, nullptr, argv, environ);
+    ::posix_spawn_file_actions_destroy(&actions);
+    if (failed != 0) return Error(ErrorCode::kSystem, "start " + path, failed);
+    const bool ready =
+        LiveVm::eventually([&] { return content_of(folder_.at("peer.log")).find("peer ready") == 0; });
+    if (!ready) return Error(ErrorCode::kPeerGone, "linux_host_peer does not get ready");
+    return {};
+}
+
+Result<void> LinuxVm::start_vm() {
+    LiveVmOptions live;
+    live.guest = kernel_path();
+    live.initrd = initrd_path();
+    live.vcpus = options_.vcpus;
+    live.memory_mib = options_.memory_mib;
+    live.witness = false;
+    live.console_toml = "type = \"socket\"\n";
+    live.update_toml = options_.update_toml;
+    live.cmdline = "console=ttyS0 panic=-1 reboot=k" + std::string(hardware_kvm() ? "" : kSoftwareKvm) +
+                   work_words(options_);
+    for (unsigned i = 0; i < options_.disks + options_.file_systems; ++i)
+        live.extra_toml += "[[disk]]\npath = \"" + disk_path(i) + "\"\n" + options_.disk_toml;
+    if (net_) live.extra_toml += std::string("[[net]]\ntap = \"") + kTap + "\"\n";
+    TRY_ASSIGN(vm_, LiveVm::start(std::move(live)));
+    return {};
+}
+
+Result<void> LinuxVm::follow_console() {
+    TRY_ASSIGN(console_socket_, fd::unix_connect(vm_->runtime_directory() + "/console.sock", SOCK_STREAM));
+    follower_ = std::jthread([this](const std::stop_token& stop) {
+        char bytes[4096];
+        while (!stop.stop_requested()) {
+            pollfd poll{console_socket_.get(), POLLIN, 0};
+            if (::poll(&poll, 1, 100) <= 0) continue;
+            const ssize_t n = ::recv(console_socket_.get(), bytes, sizeof(bytes), MSG_DONTWAIT);
+            if (n == 0) return;
+            const std::lock_guard lock(mutex_);
+            for (ssize_t i = 0; i < n; ++i)
+                if (bytes[i] != '\r') console_ += bytes[i];
+        }
+    });
+    return {};
+}
+
+Result<std::unique_ptr<LinuxVm>> LinuxVm::start(LinuxVmOptions options) {
+    std::unique_ptr<LinuxVm> made(new LinuxVm(std::move(options)));
+    TRY(made->make_disks());
+    std::optional<NetNamespace::Stay> stay;
+    if (made->options_.network == Network::kTap) {
+        TRY_ASSIGN(made->net_, NetNamespace::make(kTap, std::string(kHostAddress) + "/24"));
+        stay.emplace(*made->net_);
+        TRY(made->start_peer());
+    }
+    TRY(made->start_vm());
+    TRY(made->follow_console());
+    if (!made->await("working", kBootTime))
+        return Error(
+            ErrorCode::kTimeout, "the Linux guest did not start to work; its console:\n" + made->console());
+    return made;
+}
+
+LinuxVm::~LinuxVm() {
+    follower_ = {};
+    vm_.reset();
+    if (peer_ > 0) {
+        ::kill(peer_, SIGKILL);
+        ::waitpid(peer_, nullptr, 0);
+    }
+}
+
+std::string LinuxVm::console() const {
+    const std::lock_guard lock(mutex_);
+    return console_;
+}
+
+std::vector<std::string> LinuxVm::lines(const std::string& word) const {
+    std::vector<std::string> found;
+    std::istringstream all(console());
+    for (std::string line; std::getline(all, line);)
+        if (const auto at = line.find("LU " + word); at != std::string::npos && !all.eof())
+            found.push_back(line.substr(at));
+    return found;
+}
+
+bool LinuxVm::await(const std::string& word, std::chrono::seconds limit) const {
+    return LiveVm::eventually([&] { return !lines(word).empty(); }, limit);
+}
+
+void LinuxVm::type(const std::string& line) {
+    const std::string bytes = line + "\n";
+    static_cast<void>(::send(console_socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL));
+}
+
+void LinuxVm::ping() {
+    static_cast<void>(::write(peer_input_.get(), "ping\n", 5));
+}
+
+Figures LinuxVm::quiet() {
+    peer_input_ = {};
+    LiveVm::eventually([&] { return ::waitpid(peer_, nullptr, WNOHANG) == peer_; }, 30s);
+    peer_ = -1;
+    const std::string log = content_of(folder_.at("peer.log"));
+    const auto last = log.rfind("peer tcp_received");
+    return last == std::string::npos ? Figures{} : figures_of(log.substr(last));
+}
+
+bool LinuxVm::finish() {
+    type("stop");
+    if (!await("summary", kClosingTime)) return false;
+    type("poweroff");
+    return vm_->await_supervisor_end() == 0;
+}
+
+std::string LinuxVm::check_disk(unsigned disk) const {
+    const auto models = lines("model disk=" + std::to_string(disk) + " ");
+    if (models.empty()) return "the guest tells no model of disk " + std::to_string(disk);
+    const auto hash = std::strtoull(models[0].c_str() + models[0].find("hash=") + 5, nullptr, 16);
+    Figures model = figures_of(models[0]);
+    std::ifstream file(disk_path(disk), std::ios::binary);
+    linux_guest::Block found{}, expected{};
+    uint64_t sum = 0;
+    for (uint64_t block = 0; block < model["blocks"]; ++block) {
+        if (!file.read(reinterpret_cast<char*>(found.data()), sizeof(found))) return "the disk is too short";
+        const auto header = linux_guest::header_of(found);
+        linux_guest::fill_block(expected, disk, block, header.generation);
+        if (found != expected) return "block " + std::to_string(block) + " is damaged";
+        sum += linux_guest::model_part(block, header.generation);
+    }
+    if (sum != hash) return "a block is not of the generation that the guest was told of";
+    return model["written"] > 0 ? "" : "nothing was written";
+}
+
+std::string LinuxVm::check_file_system(unsigned number) const {
+    const auto checked = run_command({"e2fsck", "-fn", disk_path(options_.disks + number)});
+    return checked.status == 0 ? "" : checked.out + checked.err;
+}
+
+} // namespace liveupdate::tests

@@ -1,0 +1,96 @@
+// A Linux guest under a real supervisor: tests/linux's kernel and program, with disks that are files, and a
+// tap in a network namespace of its own with a peer at its other end.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "handoff/base/result.hpp"
+#include "handoff/base/unique_fd.hpp"
+#include "tests/support/live_vm.hpp"
+#include "tests/support/net_namespace.hpp"
+#include "tests/support/temporary_folder.hpp"
+
+namespace liveupdate::tests {
+
+// Why no Linux guest can run here: no KVM, no kernel, no e2fsprogs. Empty when one can.
+std::string why_no_linux();
+
+enum class Network { kNone, kTap };
+
+struct LinuxVmOptions {
+    unsigned vcpus = 1;
+    unsigned memory_mib = 128;
+    unsigned disks = 2;        // empty, for requests at random places
+    unsigned file_systems = 1; // more disks, with ext4
+    unsigned disk_mib = 64;
+    Network network = Network::kTap;
+    unsigned ping_hz = 50;
+    std::string work = "lu.clock=1"; // beside the words for disks and network, which are added
+    std::string disk_toml;           // in each [[disk]]
+    std::string update_toml = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
+};
+
+// "name=value" words of a line that begins with `LU result …` or `peer …`.
+using Figures = std::map<std::string, uint64_t>;
+Figures figures_of(const std::string& line);
+
+class LinuxVm {
+public:
+    // Returns when the guest's workloads run.
+    static Result<std::unique_ptr<LinuxVm>> start(LinuxVmOptions options);
+    LinuxVm(const LinuxVm&) = delete;
+    LinuxVm& operator=(const LinuxVm&) = delete;
+    ~LinuxVm();
+
+    LiveVm& vm() { return *vm_; }
+    // All lines of the console so far that begin with "LU `word`".
+    std::vector<std::string> lines(const std::string& word) const;
+    std::string console() const;
+    // Waits for a line "LU `word`…"; false at the limit.
+    bool await(const std::string& word, std::chrono::seconds limit) const;
+    void type(const std::string& line);
+
+    void ping();
+    // Ends the peer, once all pings are answered; its figures.
+    Figures quiet();
+    // Stops the work and waits for its closing checks; then switches the guest off and waits for the end of
+    // the supervisor. False when one of them does not come.
+    bool finish();
+
+    // After finish(): every block of disk `disk` is what the guest was last told. Empty, or what is wrong.
+    std::string check_disk(unsigned disk) const;
+    // After finish(): e2fsck's words about file system `number`, empty when it is clean.
+    std::string check_file_system(unsigned number) const;
+    Result<TapCounters> counters() const { return net_->counters(); }
+    const std::string disk_path(unsigned number) const;
+
+private:
+    explicit LinuxVm(LinuxVmOptions options) : options_(std::move(options)) {}
+    Result<void> make_disks();
+    Result<void> start_peer();
+    Result<void> start_vm();
+    Result<void> follow_console();
+
+    const LinuxVmOptions options_;
+    TemporaryFolder folder_;
+    std::unique_ptr<NetNamespace> net_;
+    pid_t peer_ = -1;
+    UniqueFd peer_input_;
+    UniqueFd console_socket_;
+    mutable std::mutex mutex_;
+    std::string console_;
+    std::unique_ptr<LiveVm> vm_;
+    std::jthread follower_;
+};
+
+} // namespace liveupdate::tests
