@@ -280,3 +280,53 @@ TEST_CASE("a file is loaded from disk, and a missing one names itself") {
     CHECK(missing.error().message == "open " + folder.file("no.toml") + ": No such file or directory");
     CHECK_FALSE(load_vm_config(folder.write("big.toml", std::string((1 << 20) + 1, '#'))).has_value());
 }
+
+TEST_CASE("disks are read in their order, with as many queues as there are vCPUs") {
+    const auto config = parse_vm_config(R"(
+[machine]
+kernel = "k"
+vcpus = 3
+[[memory]]
+size = "64M"
+[[disk]]
+path = "a.img"
+[[disk]]
+path = "/dev/b"
+read_only = true
+direct = false
+serial = "B"
+queues = 1
+)",
+        "/etc/vms/web.toml");
+    REQUIRE_MESSAGE(config.has_value(), (config ? "" : config.error().message));
+    REQUIRE(config->disks.size() == 2);
+    CHECK(config->disks[0].path == "/etc/vms/a.img");
+    CHECK(config->disks[0].queues == 3);
+    CHECK(config->disks[0].direct);
+    CHECK_FALSE(config->disks[0].read_only);
+    CHECK(config->disks[1].path == "/dev/b");
+    CHECK(config->disks[1].queues == 1);
+    CHECK(config->disks[1].read_only);
+    CHECK_FALSE(config->disks[1].direct);
+    CHECK(config->disks[1].serial == "B");
+}
+
+TEST_CASE("disks that cannot be are complained of") {
+    const auto config = parse_vm_config(R"(
+[machine]
+kernel = "k"
+[[memory]]
+size = "64M"
+[[disk]]
+serial = "123456789012345678901"
+[[disk]]
+path = "x"
+queues = 17
+readonly = true
+)",
+        "/etc/vms/web.toml");
+    REQUIRE_FALSE(config);
+    for (const char* word :
+        {"'path' is missing in [[disk]]", "more than 20 bytes", "'queues'", "'read_only'"})
+        CHECK_MESSAGE(config.error().message.find(word) != std::string::npos, config.error().message);
+}

@@ -202,6 +202,45 @@ TEST_CASE("a read-only disk is not written to") {
     CHECK(byte == 0);
 }
 
+TEST_CASE("buffers that direct I/O does not take go through memory of the device's own") {
+    char path[] = "/tmp/liveupdate-disk-XXXXXX";
+    const UniqueFd buffered(::mkostemp(path, O_CLOEXEC));
+    REQUIRE(buffered);
+    const UniqueFd direct(::open(path, O_RDWR | O_DIRECT | O_CLOEXEC));
+    ::unlink(path);
+    if (!direct) {
+        MESSAGE("SKIPPED: /tmp knows no O_DIRECT");
+        return;
+    }
+    REQUIRE(::ftruncate(buffered.get(), kSectors * 512) == 0);
+    GuestRam ram;
+    Driver driver{ram};
+    auto config = plain();
+    config.block_size = 4096;
+    Disk disk(ram, config, *fd::dup(direct.get()));
+    disk.boot(driver);
+    constexpr uint32_t kBytes = 256 << 10; // four parts
+    constexpr uint64_t kOdd = 0xa0001;
+    const auto offer = [&](unsigned n, uint32_t type, uint16_t flags) {
+        ram.put(Driver::header_at(n), blk::RequestHeader{type, 0, 8});
+        driver.queue.chain(
+            0, {{Driver::header_at(n), 16, 0, 0}, {kOdd, 5000, flags, 0},
+                   {kOdd + 5000, kBytes - 5000, flags, 0}, {Driver::status_at(n), 1, kDescWrite, 0}});
+        driver.queue.offer(0);
+    };
+    for (uint32_t i = 0; i < kBytes; ++i)
+        *ram.at(kOdd + i) = static_cast<uint8_t>(i * 7 + (i >> 12));
+    offer(0, blk::kWrite, 0);
+    CHECK(run(disk, driver, 0) == blk::kOk);
+    std::vector<uint8_t> content(kBytes);
+    REQUIRE(::pread(buffered.get(), content.data(), kBytes, 8 * 512) == kBytes);
+    CHECK(std::equal(content.begin(), content.end(), ram.at(kOdd)));
+    std::fill_n(ram.at(kOdd), kBytes, uint8_t{0});
+    offer(1, blk::kRead, kDescWrite);
+    CHECK(run(disk, driver, 1) == blk::kOk);
+    CHECK(std::equal(content.begin(), content.end(), ram.at(kOdd)));
+}
+
 TEST_CASE("a buffer without a place for the result breaks the ring") {
     GuestRam ram;
     Driver driver{ram};

@@ -9,6 +9,8 @@
 //                         └──────────┘
 #pragma once
 
+#include <stdlib.h>
+
 #include <array>
 #include <atomic>
 #include <deque>
@@ -93,12 +95,16 @@ private:
         uint64_t done = 0;
         uint64_t status_gpa = 0;
         bool orphan = false;
+        // Its buffers are not aligned as direct I/O wants it: it goes, part after part, through memory of the
+        // process that carries it out. A read that ends in another process is begun again.
+        bool bounced = false;
     };
     // One in our own ring. `data`: what is left to read or write.
     struct Slot {
         bool used = false;
         Request request;
         std::vector<iovec> data;
+        iovec bounce{}; // when the request goes through memory of ours: the part of it that is in flight
     };
     // Loaded, and not yet given to a ring or to the foreign ring it is in.
     struct Carried {
@@ -122,6 +128,7 @@ private:
     // Carrying them out.
     void start(const Request& request, std::vector<iovec> data);
     void prepare(uint32_t slot);
+    std::span<iovec> vectors_for(Slot& slot, uint32_t tag);
     void submit();
     unsigned reap();
     void completed(uint32_t slot, int result);
@@ -155,6 +162,7 @@ private:
     bool starved_ = false;           // buffers wait for a slot
     std::atomic<size_t> pending_{0}; // in_flight(), for other threads
     Chain chain_;
+    std::unique_ptr<uint8_t, decltype(&::free)> bounce_{nullptr, &::free}; // a part for each slot
 };
 
 } // namespace liveupdate::vmm::virtio

@@ -64,6 +64,25 @@ void fill_zeroes(std::vector<iovec>& data, uint64_t left) {
     }
 }
 
+constexpr size_t kAlignment = 4096;       // no back end wants more
+constexpr size_t kBounceBytes = 64 << 10; // of one request at a time
+
+enum Direction { kFromGuest, kToGuest };
+
+// Between the front of `guest` and all of `ours`.
+void copy(std::span<const iovec> guest, iovec ours, Direction direction) {
+    auto* at = static_cast<uint8_t*>(ours.iov_base);
+    for (const iovec& part : guest) {
+        const size_t bytes = std::min(part.iov_len, ours.iov_len);
+        if (direction == kToGuest)
+            std::copy_n(at, bytes, static_cast<uint8_t*>(part.iov_base));
+        else
+            std::copy_n(static_cast<uint8_t*>(part.iov_base), bytes, at);
+        at += bytes;
+        ours.iov_len -= bytes;
+    }
+}
+
 } // namespace
 
 Result<void> Blk::open_back_end() {
@@ -146,13 +165,14 @@ void Blk::prepare(uint32_t tag) {
     const uint64_t left = request.length - request.done;
     const bool as_write = request.type == kWriteZeroes && zero_by_writing_;
     if (as_write) fill_zeroes(slot.data, left);
-    const auto vectors = static_cast<unsigned>(std::min(slot.data.size(), kMaxVectors));
+    const std::span<iovec> data = vectors_for(slot, tag);
+    const auto vectors = static_cast<unsigned>(data.size());
     if (request.type == kRead) {
-        ::io_uring_prep_readv(sqe, file_.get(), slot.data.data(), vectors, offset);
+        ::io_uring_prep_readv(sqe, file_.get(), data.data(), vectors, offset);
     } else if (request.type == kWrite || as_write) {
         // A driver that cannot flush expects what it wrote to be safe (5.2.6.2).
         const int flags = transport().has(kFeatureFlush) ? 0 : RWF_DSYNC;
-        ::io_uring_prep_writev2(sqe, file_.get(), slot.data.data(), vectors, offset, flags);
+        ::io_uring_prep_writev2(sqe, file_.get(), data.data(), vectors, offset, flags);
     } else if (request.type == kFlush) {
         ::io_uring_prep_fsync(sqe, file_.get(), IORING_FSYNC_DATASYNC);
     } else {
@@ -163,6 +183,17 @@ void Blk::prepare(uint32_t tag) {
     sqe->user_data = tag;
     if (always_async_) sqe->flags |= IOSQE_ASYNC;
     prepared_.push_back(tag);
+}
+
+// Guest RAM itself, or our own memory with the next part of what is to be written.
+std::span<iovec> Blk::vectors_for(Slot& slot, uint32_t tag) {
+    if (!slot.request.bounced) return {slot.data.data(), std::min(slot.data.size(), kMaxVectors)};
+    if (!bounce_)
+        bounce_.reset(static_cast<uint8_t*>(::aligned_alloc(kAlignment, kMaxInFlight * kBounceBytes)));
+    const uint64_t left = slot.request.length - slot.request.done;
+    slot.bounce = {bounce_.get() + tag * kBounceBytes, std::min<uint64_t>(left, kBounceBytes)};
+    if (slot.request.type == kWrite) copy(slot.data, slot.bounce, kFromGuest);
+    return {&slot.bounce, 1};
 }
 
 void Blk::submit() {
@@ -178,6 +209,13 @@ void Blk::completed(uint32_t tag, int result) {
     const bool moves =
         request.type == kRead || request.type == kWrite || (request.type == kWriteZeroes && zero_by_writing_);
     if (!request.orphan) {
+        if (moves && request.type != kWriteZeroes && result == -EINVAL &&
+            !request.bounced) { // O_DIRECT, of buffers that it does not like
+            slot.request.bounced = true;
+            return prepare(tag);
+        }
+        if (request.type == kRead && request.bounced && result > 0)
+            copy(slot.data, {slot.bounce.iov_base, static_cast<size_t>(result)}, kToGuest);
         if (moves && result > 0 && request.done + static_cast<uint64_t>(result) < request.length) {
             slot.request.done += static_cast<uint64_t>(result);
             drop_front(slot.data, static_cast<uint64_t>(result));
@@ -234,6 +272,7 @@ void Blk::settle_carried() {
 void Blk::completed_elsewhere(const Request& before, int result) {
     Request request = before;
     if (request.orphan) return;
+    if (request.type == kRead && request.bounced) return restart(request);
     if (request.type == kRead || request.type == kWrite) {
         if (result > 0) request.done += static_cast<uint64_t>(result);
         if (result > 0 && request.done == request.length) return finish(request, kOk);

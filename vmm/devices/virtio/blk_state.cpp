@@ -36,6 +36,7 @@ Result<std::string> Blk::save() const {
         out.set_done(request.done);
         out.set_status_gpa(request.status_gpa);
         out.set_orphan(request.orphan);
+        out.set_bounced(request.bounced);
     };
     for (uint32_t tag = 0; tag < slots_.size(); ++tag) {
         if (!slots_[tag].used) continue;
@@ -67,7 +68,7 @@ Result<Blk::Carried> Blk::check_request(const state::VirtioBlkRequest& in) const
         return refused("field \"ring\" is " + std::to_string(in.ring()) + ", which did not come along");
     return Carried{in.ring(), in.tag(),
         {in.queue(), static_cast<uint16_t>(in.head()), in.type(), in.sector(), in.length(), in.done(),
-            in.status_gpa(), in.orphan()}};
+            in.status_gpa(), in.orphan(), in.bounced()}};
 }
 
 Result<void> Blk::check_requests(const state::VirtioBlk& in, std::vector<Carried>& out) const {

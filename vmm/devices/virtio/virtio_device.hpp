@@ -54,8 +54,8 @@ public:
         worker_.unhold(Worker::kUpdate);
     }
 
-    // A descriptor that only this process has and that the next one needs: "<device>-<what>". The next one takes
-    // it out of this process. Session thread, while the device works; valid while the device is.
+    // A descriptor that only this process has and that the next one needs: "<device>-<what>". The next one
+    // takes it out of this process. Session thread, while the device works; valid while the device is.
     struct CarriedFd {
         std::string name;
         int fd;
