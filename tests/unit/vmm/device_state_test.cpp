@@ -11,8 +11,12 @@
 
 #include "tests/unit/vmm/fakes.hpp"
 #include "tests/unit/vmm/virtio_fixture.hpp"
+#include "vmm/devices/acpi_pm.hpp"
+#include "vmm/devices/acpi_pm.pb.h"
 #include "vmm/devices/reset.hpp"
 #include "vmm/devices/reset.pb.h"
+#include "vmm/devices/rtc.hpp"
+#include "vmm/devices/rtc.pb.h"
 #include "vmm/devices/serial.hpp"
 #include "vmm/devices/serial.pb.h"
 #include "vmm/devices/state_message.hpp"
@@ -126,7 +130,8 @@ void constrain_net(Message& message, Random& random) {
     using namespace virtio;
     auto& net = dynamic_cast<state::VirtioNet&>(message);
     state::VirtioTransport& transport = *net.mutable_transport();
-    const uint64_t features = transport.driver_features() & (kNetMultiQueue | kNetGuestChecksum | kNetGuestTso4);
+    const uint64_t features =
+        transport.driver_features() & (kNetMultiQueue | kNetGuestChecksum | kNetGuestTso4);
     constrain_transport(transport, 5, random);
     transport.mutable_queues(4)->set_size(1u << random() % 7);
     transport.set_driver_features(features | kRingFeatures);
@@ -177,6 +182,10 @@ const std::vector<Subject>& subjects() {
                 reset.set_value(reset.value() & 0x0E);
             },
             {}},
+        {"acpi-pm", [](Surroundings& s) { return std::make_unique<AcpiPm>(s.line, s.machine, s.clock); },
+            [] { return std::make_unique<state::AcpiPm>(); }, constrain_acpi_pm, {}},
+        {"rtc", [](Surroundings& s) { return std::make_unique<Rtc>(s.clock); },
+            [] { return std::make_unique<state::Rtc>(); }, constrain_rtc, {}},
         {"virtio-blk", make_disk, [] { return std::make_unique<state::VirtioBlk>(); }, constrain_disk, {}},
         {"virtio-net", make_net, [] { return std::make_unique<state::VirtioNet>(); }, constrain_net, {}},
         {"virtio-rng", make_rng, [] { return std::make_unique<state::VirtioRng>(); }, constrain_rng, {}},
