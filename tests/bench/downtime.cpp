@@ -167,7 +167,8 @@ private:
     Settings s_;
     std::unique_ptr<LiveVm> vm_;
     double khz_ = 1;
-    std::vector<double> noise_, noise_sum_, downtime_, early_, cold_, blackout_, theft_, rehearsal_, operation_;
+    std::vector<double> noise_, noise_sum_, downtime_, early_, cold_, blackout_, theft_, rehearsal_,
+        operation_;
     std::map<std::string, std::vector<double>> split_;
 };
 

@@ -66,8 +66,8 @@ private:
     uint64_t next_boundary_ns_ = 0; // 0: nothing to do
     bool in_phase_ = false;         // KVM's timer has been set at a boundary
 
-    UniqueFd trigger_; // of the resample irqfd; never written
-    UniqueFd acks_;    // eventfd: interrupts that the guest has ended, not yet in ended_
+    UniqueFd trigger_;   // of the resample irqfd; never written
+    UniqueFd acks_;      // eventfd: interrupts that the guest has ended, not yet in ended_
     int64_t raised_ = 0; // interrupts before set_ns and those raised here, less those forgotten
     int64_t ended_ = 0;
 };

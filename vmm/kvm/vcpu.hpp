@@ -48,9 +48,9 @@ public:
     // Runs the guest until an exit; the value is false when a signal or immediate_exit ended it.
     Result<bool> enter();
 
-    // Lets KVM make what it makes in the first KVM_RUN (shadow page caches and roots, a thread) without running
-    // the guest: on the thread that is to run it, before the guest has arrived. `signal` is one that the
-    // process handles; it is pending throughout, so KVM turns round in front of the guest.
+    // Lets KVM make what it makes in the first KVM_RUN (shadow page caches and roots, a thread) without
+    // running the guest: on the thread that is to run it, before the guest has arrived. `signal` is one that
+    // the process handles; it is pending throughout, so KVM turns round in front of the guest.
     Result<void> warm_up(int signal);
 
     // Saving comes in two halves: the registers may be read once this vCPU stands still, the interrupt state

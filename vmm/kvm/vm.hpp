@@ -27,8 +27,8 @@ public:
     // An edge on the line; false when it merged with one that the guest has not seen yet.
     Result<bool> pulse_irq(uint32_t gsi) const;
 
-    // `acks` counts, as an eventfd does, how often the guest has ended an interrupt of this line. `trigger` is
-    // an eventfd that nobody need write to.
+    // `acks` counts, as an eventfd does, how often the guest has ended an interrupt of this line. `trigger`
+    // is an eventfd that nobody need write to.
     Result<void> count_acks(uint32_t gsi, int trigger, int acks) const;
 
     // Each write to `event` is an edge on the line, from here on.
