@@ -86,8 +86,8 @@ void ClockCheck::compare(const Reading& now) {
             const std::uint64_t step = distance(by_tsc, elapsed);
             step_ns_.see(step);
             if (step > options_.step_us * 1000)
-                error(text("clock MONOTONIC stepped by %llu ns against the TSC within %llu ns", ULL{step},
-                    ULL{elapsed}));
+                error(text("clock MONOTONIC moved by %llu ns on CPU %u while the TSC moved by %llu ns",
+                    ULL{elapsed}, cpu_, ULL{by_tsc}));
         }
     }
     last_ = now;
