@@ -146,8 +146,8 @@ Result<void> LinuxVm::start_vm() {
     live.witness = false;
     live.console_toml = "type = \"socket\"\n";
     live.update_toml = options_.update_toml;
-    live.cmdline = "console=ttyS0 panic=-1 reboot=k" + std::string(hardware_kvm() ? "" : kSoftwareKvm) +
-                   work_words(options_);
+    live.cmdline = "console=ttyS0 panic=-1 reboot=k" + std::string(hardware_kvm() ? "" : kSoftwareKvm) + " " +
+                   from_environment("LIVEUPDATE_TEST_LINUX_CMDLINE", "") + work_words(options_);
     for (unsigned i = 0; i < options_.disks + options_.file_systems; ++i)
         live.extra_toml += "[[disk]]\npath = \"" + disk_path(i) + "\"\n" + options_.disk_toml;
     if (net_) live.extra_toml += std::string("[[net]]\ntap = \"") + kTap + "\"\n";
@@ -163,8 +163,11 @@ Result<void> LinuxVm::follow_console() {
             pollfd poll{console_socket_.get(), POLLIN, 0};
             if (::poll(&poll, 1, 100) <= 0) continue;
             const ssize_t n = ::recv(console_socket_.get(), bytes, sizeof(bytes), MSG_DONTWAIT);
-            if (n == 0) return;
             const std::lock_guard lock(mutex_);
+            if (n == 0) {
+                console_ += "\n[the VMM has closed the console]\n";
+                return;
+            }
             for (ssize_t i = 0; i < n; ++i)
                 if (bytes[i] != '\r') console_ += bytes[i];
         }
