@@ -125,7 +125,7 @@ TEST_CASE("a destination that fails in the switchover costs the guest no more th
     NEEDS_KVM();
     expect_all(
         {
-            {"dies-when-armed", Outcome::kRolledBack, "blackout limit"},
+            {"dies-when-armed", Outcome::kRolledBack, "destination died"},
             {"never-takes-the-baton", Outcome::kRolledBack, "blackout limit"},
             {"refuses-the-state", Outcome::kRolledBack, "real state has a register"},
             {"says-committed", Outcome::kRolledBack, "blackout limit"},
