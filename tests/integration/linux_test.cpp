@@ -69,8 +69,6 @@ void check_linux(const LinuxVmOptions& options) {
     const auto vm = working(options);
     if (net) vm->ping();
     update_often(*vm, number_from("LIVEUPDATE_TEST_UPDATES", 20));
-    vm->type("stop");
-    const Figures peer = net ? vm->quiet() : Figures{};
     const bool ended = vm->finish();
     for (const auto& line : vm->lines("result"))
         std::printf("%s\n", line.c_str());
@@ -82,7 +80,7 @@ void check_linux(const LinuxVmOptions& options) {
         CHECK_MESSAGE(vm->check_disk(disk).empty(), "disk ", disk, ": ", vm->check_disk(disk));
     for (unsigned number = 0; number < options.file_systems; ++number)
         CHECK_MESSAGE(vm->check_file_system(number).empty(), vm->check_file_system(number));
-    if (net) check_network(*vm, peer);
+    if (net) check_network(*vm, vm->peer());
 }
 
 LinuxVmOptions with_all_devices(unsigned vcpus) {

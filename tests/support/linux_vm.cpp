@@ -224,22 +224,30 @@ void LinuxVm::type(const std::string& line) {
     static_cast<void>(::send(console_socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL));
 }
 
-void LinuxVm::ping() {
-    static_cast<void>(::write(peer_input_.get(), "ping\n", 5));
+void LinuxVm::say_to_peer(const std::string& line) {
+    if (peer_input_ && ::write(peer_input_.get(), line.data(), line.size()) < 0)
+        std::fprintf(stderr, "LinuxVm: the peer does not take '%s'", line.c_str());
 }
 
-Figures LinuxVm::quiet() {
+void LinuxVm::ping() {
+    say_to_peer("ping\n");
+}
+
+void LinuxVm::end_peer() {
+    if (peer_ <= 0) return;
     peer_input_ = {};
-    LiveVm::eventually([&] { return ::waitpid(peer_, nullptr, WNOHANG) == peer_; }, 30s);
+    if (!LiveVm::eventually([&] { return ::waitpid(peer_, nullptr, WNOHANG) == peer_; }, 30s)) return;
     peer_ = -1;
     const std::string log = content_of(folder_.at("peer.log"));
-    const auto last = log.rfind("peer tcp_received");
-    return last == std::string::npos ? Figures{} : figures_of(log.substr(last));
+    if (const auto last = log.rfind("peer tcp_received"); last != std::string::npos)
+        peer_figures_ = figures_of(log.substr(last));
 }
 
 bool LinuxVm::finish() {
+    say_to_peer("quiet\n");
     type("stop");
     if (!await("summary", kClosingTime)) return false;
+    end_peer(); // it hears the end of the guest's stream, and the guest still answers pings
     type("poweroff");
     return vm_->await_supervisor_end() == 0;
 }

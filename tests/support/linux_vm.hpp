@@ -60,12 +60,14 @@ public:
     bool await(const std::string& word, std::chrono::seconds limit) const;
     void type(const std::string& line);
 
+    // The peer pings the guest from now on.
     void ping();
-    // Ends the peer, once all pings are answered; its figures.
-    Figures quiet();
-    // Stops the work and waits for its closing checks; then switches the guest off and waits for the end of
-    // the supervisor. False when one of them does not come.
+    // Stops the pings and the work, and waits for the guest's closing checks; ends the peer, once all pings
+    // are answered; switches the guest off and waits for the end of the supervisor. False when one does not
+    // come.
     bool finish();
+    // After finish(): the peer's figures.
+    const Figures& peer() const { return peer_figures_; }
 
     // After finish(): every block of disk `disk` is what the guest was last told. Empty, or what is wrong.
     std::string check_disk(unsigned disk) const;
@@ -80,12 +82,15 @@ private:
     Result<void> start_peer();
     Result<void> start_vm();
     Result<void> follow_console();
+    void say_to_peer(const std::string& line);
+    void end_peer();
 
     const LinuxVmOptions options_;
     TemporaryFolder folder_;
     std::unique_ptr<NetNamespace> net_;
     pid_t peer_ = -1;
     UniqueFd peer_input_;
+    Figures peer_figures_;
     UniqueFd console_socket_;
     mutable std::mutex mutex_;
     std::string console_;

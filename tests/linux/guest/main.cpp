@@ -29,6 +29,12 @@ using namespace linux_guest;
 
 std::atomic<bool> power_button = false;
 
+std::unique_ptr<NetCheck> connected(NetOptions options) {
+    auto check = std::make_unique<NetCheck>(std::move(options));
+    check->connect();
+    return check;
+}
+
 std::vector<std::unique_ptr<Check>> make_checks(const Options& options, SharedClocks& clocks) {
     std::vector<std::unique_ptr<Check>> checks;
     checks.push_back(std::make_unique<KernelLog>());
@@ -48,7 +54,7 @@ std::vector<std::unique_ptr<Check>> make_checks(const Options& options, SharedCl
         of.chunk = options.number("tcp_chunk", of.chunk);
         of.pause_us = options.number("tcp_pause_us", of.pause_us);
         if (set_up_interface(of.interface, address) && !of.peer.empty())
-            checks.push_back(std::make_unique<NetCheck>(std::move(of)));
+            checks.push_back(connected(std::move(of)));
     }
     if (options.number("clock", 0) != 0) {
         ClockOptions of;

@@ -51,16 +51,16 @@ bool set_up_interface(const std::string& interface, const std::string& address) 
     return done;
 }
 
-bool NetCheck::connect() {
+void NetCheck::connect() {
+    const std::string state = "/sys/class/net/" + options_.interface + "/operstate";
+    for (int waits = 0; waits < 200 && content_of(state.c_str()).starts_with("down"); ++waits)
+        sleep_us(50'000);
     const sockaddr_in peer = address_of(options_.peer, kTcpPort);
-    for (int attempt = 0; attempt < 20; ++attempt) {
-        fd_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        if (::connect(fd_, reinterpret_cast<const sockaddr*>(&peer), sizeof(peer)) == 0) return true;
-        ::close(fd_);
-        sleep_us(500'000);
-    }
+    fd_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (::connect(fd_, reinterpret_cast<const sockaddr*>(&peer), sizeof(peer)) == 0) return;
     error(text("net: connect to %s: %s", options_.peer.c_str(), std::strerror(errno)));
-    return false;
+    ::close(fd_);
+    fd_ = -1;
 }
 
 void NetCheck::send_some() {
@@ -121,7 +121,7 @@ void NetCheck::exchange(const std::atomic<bool>& stop) {
 }
 
 void NetCheck::run(const std::atomic<bool>& stop) {
-    if (!connect()) return;
+    if (fd_ < 0) return;
     exchange(stop);
     ::close(fd_);
 }

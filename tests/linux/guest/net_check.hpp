@@ -25,11 +25,13 @@ bool set_up_interface(const std::string& interface, const std::string& address);
 class NetCheck : public Check {
 public:
     explicit NetCheck(NetOptions options) : options_(std::move(options)) {}
+    // Before run(), while nothing else keeps the guest busy: its first packets are lost until its kernel has
+    // found the time to see that the link is up, and TCP sends them again ever more rarely.
+    void connect();
     void run(const std::atomic<bool>& stop) override;
     std::string progress() const override;
 
 private:
-    bool connect();
     void send_some();
     // False at the end of the stream.
     bool receive_some();
