@@ -31,6 +31,8 @@ constexpr const char* kGuestAddress = "10.77.0.2";
 constexpr auto kBootTime = 300s; // on emulated hardware
 constexpr auto kClosingTime = 300s;
 
+constexpr const char* kClosed = "\n[the VMM has closed the console]\n";
+
 // On a KVM without VMX and SVM under it, ring 0 lacks some instructions, and calibration takes seconds.
 constexpr const char* kSoftwareKvm =
     " nokaslr mitigations=off tsc=reliable no_timer_check lpj=13000000 random.trust_cpu=1 rodata=off "
@@ -165,7 +167,7 @@ Result<void> LinuxVm::follow_console() {
             const ssize_t n = ::recv(console_socket_.get(), bytes, sizeof(bytes), MSG_DONTWAIT);
             const std::lock_guard lock(mutex_);
             if (n == 0) {
-                console_ += "\n[the VMM has closed the console]\n";
+                console_ += kClosed;
                 return;
             }
             for (ssize_t i = 0; i < n; ++i)
@@ -187,8 +189,9 @@ Result<std::unique_ptr<LinuxVm>> LinuxVm::start(LinuxVmOptions options) {
     TRY(made->start_vm());
     TRY(made->follow_console());
     if (!made->await("working", kBootTime))
-        return Error(
-            ErrorCode::kTimeout, "the Linux guest did not start to work; its console:\n" + made->console());
+        return Error(ErrorCode::kTimeout, "the Linux guest did not start to work; its console:\n" +
+                                              made->console() + "\nThe supervisor:\n" +
+                                              content_of(made->vm_->directory() + "/supervisor.log"));
     return made;
 }
 
@@ -216,7 +219,8 @@ std::vector<std::string> LinuxVm::lines(const std::string& word) const {
 }
 
 bool LinuxVm::await(const std::string& word, std::chrono::seconds limit) const {
-    return LiveVm::eventually([&] { return !lines(word).empty(); }, limit);
+    const auto over = [&] { return !lines(word).empty() || console().find(kClosed) != std::string::npos; };
+    return LiveVm::eventually(over, limit) && !lines(word).empty();
 }
 
 void LinuxVm::type(const std::string& line) {
