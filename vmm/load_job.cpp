@@ -49,7 +49,8 @@ LoadJob::LoadJob(Machine& machine, std::shared_ptr<handoff::Incoming> in)
     : machine_(machine), in_(std::move(in)) {}
 
 bool LoadJob::arrive(Vcpu& vcpu) {
-    auto taken = get_ready(vcpu) ? load(vcpu) : Result<bool>(Error(ErrorCode::kAborted, "not ready"));
+    if (!get_ready(vcpu)) return false;
+    auto taken = load(vcpu);
     if (!taken) {
         in_->refuse(taken.error());
         return false;
@@ -59,21 +60,29 @@ bool LoadJob::arrive(Vcpu& vcpu) {
     return true;
 }
 
-Result<void> LoadJob::get_ready(Vcpu& vcpu) {
+// Who waits for all of them is told the first error: nobody has been paused yet.
+bool LoadJob::get_ready(Vcpu& vcpu) {
     auto warm = vcpu.warm_up(kick_signal());
-    if (!warm) in_->refuse(warm.error());
+    const bool ready = warm.has_value();
+    if (!ready) {
+        const std::lock_guard lock(error_mutex_);
+        if (!error_) error_ = std::move(warm).error();
+    }
     ready_.fetch_add(1, std::memory_order_release);
     handoff::futex_wake_all(&ready_);
-    return warm;
+    return ready;
 }
 
 Result<void> LoadJob::await_ready(Deadline deadline) const {
     for (;;) {
         const uint32_t ready = ready_.load(std::memory_order_acquire);
-        if (ready == machine_.vcpus().size()) return {};
+        if (ready == machine_.vcpus().size()) break;
         if (deadline.passed()) return Error(ErrorCode::kTimeout, "a vCPU's thread did not get ready in time");
         handoff::futex_wait(&ready_, ready, deadline);
     }
+    const std::lock_guard lock(error_mutex_);
+    if (error_) return *error_;
+    return {};
 }
 
 Result<bool> LoadJob::load(Vcpu& vcpu) {

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -18,7 +19,7 @@ public:
 
     // On the vCPU's own thread. True when this process owns the guest and the vCPU may enter it.
     bool arrive(Vcpu& vcpu);
-    // Waits until every vCPU's thread is ready for the guest.
+    // Before the source pauses: waits until every vCPU's thread is ready for the guest, or one never will be.
     Result<void> await_ready(Deadline deadline) const;
 
     // A rehearsal: everything, in the caller's thread; nothing is taken or entered. The vCPUs' registers.
@@ -26,7 +27,7 @@ public:
 
 private:
     enum Shared : uint32_t { kWaiting, kLoaded, kFailed };
-    Result<void> get_ready(Vcpu& vcpu);
+    bool get_ready(Vcpu& vcpu);
     Result<bool> load(Vcpu& vcpu);
     static Result<state::Vcpu> load_registers(Vcpu& vcpu, handoff::Incoming& in);
     Result<void> load_shared();
@@ -34,7 +35,9 @@ private:
 
     Machine& machine_;
     std::shared_ptr<handoff::Incoming> in_;
-    std::atomic<uint32_t> ready_{0}; // vCPUs
+    std::atomic<uint32_t> ready_{0}; // vCPUs that have tried to get ready
+    mutable std::mutex error_mutex_;
+    std::optional<Error> error_;
     std::atomic<uint32_t> shared_{kWaiting};
     std::optional<state::Pit> pit_;
 };
