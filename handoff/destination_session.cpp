@@ -85,7 +85,10 @@ Result<proto::Message> DestinationSession::arm(const proto::Arm& order) {
 }
 
 proto::Switched DestinationSession::await_switchover() {
-    if (incoming_->watch_ownership()) return committed();
+    if (incoming_->watch_ownership()) {
+        running_ = guest_->run();
+        return committed();
+    }
     proto::Switched out;
     out.set_committed(false);
     if (area_->refused())
@@ -121,8 +124,7 @@ proto::Switched DestinationSession::committed() const {
 }
 
 std::unique_ptr<SourceSession> DestinationSession::become_source() {
-    auto guest = guest_->run();
-    return std::make_unique<SourceSession>(std::move(guest), std::move(baton_), std::move(baton_fd_), me_);
+    return std::make_unique<SourceSession>(std::move(running_), std::move(baton_), std::move(baton_fd_), me_);
 }
 
 } // namespace liveupdate::handoff

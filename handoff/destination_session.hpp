@@ -37,6 +37,7 @@ private:
     FaultPoint fault_;
     std::shared_ptr<Incoming> incoming_;
     std::unique_ptr<DestinationGuest> guest_;
+    std::unique_ptr<SourceGuest> running_; // from the commit to become_source()
 };
 
 } // namespace liveupdate::handoff

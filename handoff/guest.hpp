@@ -84,7 +84,8 @@ public:
     // Phase transferring: starts the loading, which waits for the sections, and returns at once. Whatever
     // goes wrong later is told by in->refuse().
     virtual Result<void> load(std::shared_ptr<Incoming> in) = 0;
-    // Phase probation: the baton is ours. The guest that runs.
+    // Phase probation: the baton is ours, and vCPUs enter the guest meanwhile. Called at most a millisecond
+    // after the commit, for what the thread that took the baton had no time for. The guest that runs.
     virtual std::unique_ptr<SourceGuest> run() = 0;
 };
 

@@ -114,6 +114,7 @@ Result<void> ArrivingGuest::load(std::shared_ptr<handoff::Incoming> in) {
 }
 
 std::unique_ptr<handoff::SourceGuest> ArrivingGuest::run() {
+    parts_.machine->virtio().unhold();
     parts_.machine->console().unhold();
     return std::make_unique<RunningGuest>(std::move(parts_));
 }

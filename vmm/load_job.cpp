@@ -101,13 +101,9 @@ Result<bool> LoadJob::load(Vcpu& vcpu) {
     TRY(vcpu.load_interrupts(interrupts));
     vcpu.note_pause(*registers);
     TRY_ASSIGN(const bool taken, in_->loaded(index));
-    // Whoever took the baton starts the PIT; before that its ticks would be lost with the VM. And the
-    // devices: the guest waits for its requests. From here on the guest is ours, and better off without a PIT
-    // than without a VMM: no error may end this.
-    if (taken) {
-        static_cast<void>(machine_.pit().thaw(machine_.vm(), *pit_));
-        machine_.virtio().unhold();
-    }
+    // Whoever took the baton starts the PIT; before that its ticks would be lost with the VM. From here on
+    // the guest is ours, and better off without a PIT than without a VMM: no error may end this.
+    if (taken) static_cast<void>(machine_.pit().thaw(machine_.vm(), *pit_));
     return taken;
 }
 

@@ -395,6 +395,34 @@ TEST_CASE("a reset lets results go nowhere, in this process and in the next") {
     CHECK(driver.status(0) == kNotYet);
 }
 
+TEST_CASE("a reset whose wait an update ends is waited for in the next process") {
+    GuestRam ram;
+    Driver driver{ram};
+    SlowDisk slow;
+    Disk from(ram, plain(), *fd::dup(slow.out.get()));
+    from.boot(driver);
+    driver.read(0, 0, 512);
+    from.kick();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    std::thread resetter([&] { from.device->transport().write(0x70, 4, 0); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    from.device->hold();
+    resetter.join();
+    Disk to(ram, plain(), *fd::dup(slow.out.get()), from.rings());
+    REQUIRE(to.device->load(*from.device->save(), Blk::kStateVersion));
+    std::atomic<bool> through{false};
+    std::thread reader([&] {
+        to.device->transport().read(0x70, 4);
+        through = true;
+    });
+    to.device->unhold();
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    CHECK_FALSE(through);
+    slow.answer(512);
+    CHECK(eventually([&] { return through.load(); }));
+    reader.join();
+}
+
 TEST_CASE("carried requests that cannot be are refused, with a sentence") {
     GuestRam ram;
     Driver driver{ram};

@@ -68,13 +68,26 @@ void Blk::was_reset() {
     for (Carried& carried : carried_)
         carried.request.orphan = true;
     starved_ = false;
+    unsettled_.store(has_orphans());
 }
 
 // The kernel may still put what a read has found into the guest's RAM.
 void Blk::settle() {
     const Deadline longest = Deadline::after(kLongestSettle);
-    while (pending_.load() > 0 && !worker().wanted(Worker::kUpdate) && !longest.passed())
+    while (unsettled_.load() && !pausing() && !longest.passed())
         std::this_thread::sleep_for(std::chrono::microseconds(100));
+}
+
+bool Blk::has_orphans() const {
+    const auto orphan_of = [](const auto& foreign) {
+        return std::any_of(foreign.requests.begin(), foreign.requests.end(),
+            [](const auto& each) { return each.second.orphan; });
+    };
+    return std::any_of(slots_.begin(), slots_.end(),
+               [](const Slot& slot) { return slot.used && slot.request.orphan; }) ||
+           std::any_of(foreign_.begin(), foreign_.end(), orphan_of) ||
+           std::any_of(carried_.begin(), carried_.end(),
+               [](const Carried& carried) { return carried.request.orphan; });
 }
 
 void Blk::serve(size_t index) {

@@ -141,6 +141,7 @@ private:
     void restart(Request request);
     void drop_idle_rings();
     size_t in_flight() const;
+    bool has_orphans() const;
 
     // State, in blk_state.cpp.
     Result<Carried> check_request(const state::VirtioBlkRequest& in) const;
@@ -158,9 +159,10 @@ private:
     std::deque<uint32_t> prepared_; // tags, in the ring and not yet taken by the kernel
     std::list<Foreign> foreign_;
     std::vector<Carried> carried_;
-    std::vector<uint8_t> touched_;   // queues that got a buffer back in this round
-    bool starved_ = false;           // buffers wait for a slot
-    std::atomic<size_t> pending_{0}; // in_flight(), for other threads
+    std::vector<uint8_t> touched_;       // queues that got a buffer back in this round
+    bool starved_ = false;               // buffers wait for a slot
+    std::atomic<size_t> pending_{0};     // in_flight(), for other threads
+    std::atomic<bool> unsettled_{false}; // requests of before a reset are in flight, for other threads
     Chain chain_;
     std::unique_ptr<uint8_t, decltype(&::free)> bounce_{nullptr, &::free}; // a part for each slot
 };

@@ -123,6 +123,7 @@ void Blk::finish_round() {
         if (std::exchange(touched_[i], 0) != 0 && queue != nullptr) transport().signal_used(*queue);
     }
     pending_.store(in_flight());
+    if (unsettled_.load()) unsettled_.store(has_orphans());
 }
 
 unsigned Blk::reap() {

@@ -94,6 +94,7 @@ Result<void> Blk::load(std::string_view bytes, uint32_t version) {
     transport().apply(message.transport(), std::move(queues));
     carried_ = std::move(carried);
     pending_.store(in_flight());
+    unsettled_.store(has_orphans());
     return {};
 }
 

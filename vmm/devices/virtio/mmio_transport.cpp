@@ -79,6 +79,7 @@ Result<void> MmioTransport::open() {
 }
 
 uint64_t MmioTransport::read(uint64_t offset, unsigned size) {
+    user_.settle();
     if (offset >= kConfig) {
         std::array<uint8_t, 8> bytes{};
         user_.read_config(offset - kConfig, std::span(bytes).first(size));
@@ -97,6 +98,7 @@ void MmioTransport::write(uint64_t offset, unsigned size, uint64_t value) {
     if (size != 4 || offset % 4 != 0) return;
     const auto word = static_cast<uint32_t>(value);
     if (offset == kQueueNotify) return notify(word);
+    user_.settle();
     write_register(offset, word);
     // A driver goes by the write of 0 alone: when it returns, nothing of before may happen any more.
     if (offset == kStatus && word == 0) user_.settle();

@@ -46,8 +46,9 @@ public:
     virtual void activated() = 0;
     // vCPU thread, worker on hold: the queues are dead; what is in flight completes nowhere.
     virtual void was_reset() = 0;
-    // vCPU thread, after was_reset(), worker not on hold for registers: waits until nothing of before can
-    // touch the guest's RAM any more, or an update wants the vCPU.
+    // vCPU thread, at every access to a register and after was_reset(), worker not on hold for registers:
+    // waits until nothing of before the last reset can touch the guest's RAM any more, or an update wants the
+    // vCPU. The wait then goes on in the next process, at the driver's next access.
     virtual void settle() = 0;
 };
 

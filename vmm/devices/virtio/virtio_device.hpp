@@ -12,6 +12,7 @@
 
 #include <sys/epoll.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -46,10 +47,14 @@ public:
 
     // The device stands still for an update: neither rings nor guest RAM are touched by it once await_held()
     // is true. hold() never waits. What the kernel does for requests in flight goes on.
-    void hold() { worker_.hold(Worker::kUpdate); }
+    void hold() {
+        pausing_.store(true);
+        worker_.hold(Worker::kUpdate);
+    }
     bool await_held(Deadline deadline) const { return worker_.await_held(deadline); }
     // This process owns the guest, whose vCPUs may be running: every queue is looked at.
     void unhold() {
+        pausing_.store(false);
         transport_->raise_again();
         worker_.unhold(Worker::kUpdate);
     }
@@ -83,12 +88,16 @@ protected:
     virtual Result<void> open_back_end() = 0;
 
     const GuestMemory& memory() const { return *memory_; }
+    // Between hold() and unhold(): a vCPU in a register access must leave it. Not yet so in a device that
+    // waits for its guest.
+    bool pausing() const { return pausing_.load(); }
     Worker& worker() { return worker_; }
     const Worker& worker() const { return worker_; }
     const MmioTransport& transport() const { return *transport_; }
 
 private:
     const GuestMemory* memory_ = nullptr;
+    std::atomic<bool> pausing_{false};
     Worker worker_;
     std::unique_ptr<MmioTransport> transport_;
 };

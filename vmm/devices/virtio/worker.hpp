@@ -58,7 +58,6 @@ public:
 
     // No round begins any more until unhold(); cheap, never waits.
     void hold(Reason reason);
-    bool wanted(Reason reason) const { return (state_.load(std::memory_order_acquire) & reason) != 0; }
     // For long rounds: somebody waits for this one's end.
     bool must_yield() const { return (state_.load(std::memory_order_acquire) & ~kWorking) != 0; }
     // Whether no round is under way; waits for the end of one until the deadline. After hold() only.
