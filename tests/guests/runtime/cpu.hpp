@@ -37,22 +37,22 @@ inline std::uint32_t in32(std::uint16_t port) {
     return value;
 }
 
-struct CpuidResult {
-    std::uint32_t eax, ebx, ecx, edx;
-};
-
-inline CpuidResult cpuid(std::uint32_t leaf) {
-    CpuidResult result;
-    asm volatile("cpuid"
-                 : "=a"(result.eax), "=b"(result.ebx), "=c"(result.ecx), "=d"(result.edx)
-                 : "a"(leaf), "c"(0));
-    return result;
-}
-
 /// UD2 is taken for a call by undefined_entry in interrupts.S.
 inline std::uint64_t call_ring0(std::uint32_t operation, std::uint64_t target, std::uint64_t value) {
     std::uint64_t result = RING0_MAGIC;
     asm volatile("ud2" : "+a"(result), "+d"(value) : "D"(operation), "S"(target) : "rcx", "memory", "cc");
+    return result;
+}
+
+struct CpuidResult {
+    std::uint32_t eax, ebx, ecx, edx;
+};
+
+/// In ring 0: where a software KVM runs ring 3 on the bare processor and that has no CPUID faulting, CPUID in
+/// ring 3 tells of the host.
+inline CpuidResult cpuid(std::uint32_t leaf) {
+    CpuidResult result{};
+    call_ring0(RING0_CPUID, leaf, reinterpret_cast<std::uint64_t>(&result));
     return result;
 }
 

@@ -93,6 +93,8 @@ undefined_entry:
     je call_hlt
     cmpl $RING0_SET_CR3, %edi
     je call_set_cr3
+    cmpl $RING0_CPUID, %edi
+    je call_cpuid
     movl %esi, %ecx
     cmpl $RING0_RDMSR, %edi
     je call_rdmsr
@@ -107,6 +109,21 @@ call_rdmsr:
     iretq
 call_set_cr3:
     movq %rsi, %cr3
+    iretq
+call_cpuid: /* leaf ESI into the four words at RDX */
+    pushq %rbx
+    pushq %rdi
+    pushq %rdx
+    movl %esi, %eax
+    xorl %ecx, %ecx
+    cpuid
+    popq %rdi
+    movl %eax, (%rdi)
+    movl %ebx, 4(%rdi)
+    movl %ecx, 8(%rdi)
+    movl %edx, 12(%rdi)
+    popq %rdi
+    popq %rbx
     iretq
 call_hlt:
     sti

@@ -33,6 +33,7 @@
 #define RING0_RDMSR 1
 #define RING0_SET_CR3 2
 #define RING0_HLT 3
+#define RING0_CPUID 4
 
 #define REPORT_BASE 0x200000
 #define REPORT_SLOTS (REPORT_BASE + 4096)
