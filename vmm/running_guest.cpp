@@ -66,6 +66,7 @@ void RunningGuest::resume() {
 
 void RunningGuest::update_over() {
     updating_ = false;
+    machine().pit().expect_none();
     ::prctl(PR_SET_PTRACER, 0);
     machine().console().unhold();
 }

@@ -111,24 +111,25 @@ int64_t pit_surplus(const VcpuSlot& slot, uint64_t tsc_khz) {
     return static_cast<int64_t>(read_field(timer.pit_interrupts)) - due;
 }
 
-// The PIT goes on (the guest itself tells when it does not), and no tick comes twice beyond the difference of
-// the two clocks' rates. Ticks that KVM owes a slow guest are raised again in the destination, one at a time;
-// where the host has no CPU to spare, one of them may meet a tick of KVM's own and be lost. They are printed.
+// The PIT goes on (the guest itself tells when it does not), and no tick is lost or comes twice beyond the
+// difference of the two clocks' rates: a guest that has fallen behind catches up sooner or later.
 void check_pit(const LiveVm& vm, int64_t surplus_before, unsigned done) {
     const VcpuSlot& slot = vm.report().vcpus[0];
     const uint64_t khz = read_field(vm.report().header.tsc_khz);
     const auto ticks = static_cast<int64_t>(read_field(slot.timer.pit_interrupts));
-    const int64_t drift = ticks / 2000 + 3; // 500 parts in a million
+    // 500 parts in a million, and what a host that gives the guest half a CPU leaves in doubt.
+    const int64_t drift = ticks / 2000 + 3 + done / 10;
     int64_t change = 0;
     const bool right = LiveVm::eventually([&] {
         change = pit_surplus(slot, khz) - surplus_before;
-        return change <= drift;
+        return -drift <= change && change <= drift;
     });
     CHECK(LiveVm::eventually(
         [&] { return read_field(slot.timer.pit_interrupts) > static_cast<uint64_t>(ticks) + 100; }));
     std::printf("PIT: %lld ticks, surplus %lld after %u updates\n", static_cast<long long>(ticks),
         static_cast<long long>(change), done);
-    CHECK_MESSAGE(right, "the PIT gained ", change, " ticks in ", done, " updates and ", ticks, " ticks");
+    CHECK_MESSAGE(
+        right, "the PIT gained or lost ", change, " ticks in ", done, " updates and ", ticks, " ticks");
 }
 
 void check_timers(unsigned vcpus) {

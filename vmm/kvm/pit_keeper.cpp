@@ -16,6 +16,11 @@ constexpr __u8 kStoppedMode = 5;
 constexpr __u8 kUnprogrammedMode = 0xff;
 constexpr uint32_t kTimerGsi = 0;
 
+// Half periods in which a guest that runs has had a moment with nothing unended, and how many interrupts it
+// has ended meanwhile if it takes them at all.
+constexpr int kSamples = 64;
+constexpr int64_t kEndedMeanwhile = kSamples / 8;
+
 bool periodic(uint32_t mode) {
     return mode == 2 || mode == 3;
 }
@@ -81,6 +86,8 @@ void PitKeeper::follow(const kvm_pit_state2& pit, uint64_t now) {
     running_ = {now, 0, now, timer.count, timer.mode};
     next_boundary_ns_ = 0;
     raised_ -= unended(now);
+    pulses_ = samples_ = 0;
+    clean_ = in_phase_ = true;
 }
 
 bool PitKeeper::is_ours(const kvm_pit_state2& pit) const {
@@ -107,15 +114,25 @@ void PitKeeper::expect_freeze(const Vm& vm) {
     if (!acks_ || !pit) return;
     const uint64_t now = monotonic_ns();
     follow(*pit, now);
-    const int64_t left = unended(now);
-    // More than one in flight: the line was masked, or the guest is behind; which of them, nobody can tell.
-    if (left < 0 || left > 1) raised_ -= left;
+    if (!periodic(running_.mode)) return;
+    expecting_ = true;
+    clean_ = false;
+    samples_ = 0;
+    take_stock(now);
+    if (next_boundary_ns_ == 0) next_boundary_ns_ = now + period_ns(running_.count) / 2;
+}
+
+void PitKeeper::expect_none() {
+    const std::lock_guard lock(mutex_);
+    expecting_ = false;
 }
 
 Result<void> PitKeeper::freeze(const Vm& vm, state::Pit& out) {
     const std::lock_guard lock(mutex_);
     TRY_ASSIGN(kvm_pit_state2 pit, vm.pit());
     follow(pit, monotonic_ns());
+    take_stock(monotonic_ns());
+    if (!clean_) write_off(std::max<int64_t>(least_unended_ - 1, 0)); // one may be in flight
     kvm_pit_state2 stopped = pit;
     stopped.channels[0].mode = kStoppedMode;
     TRY(vm.set_pit(stopped)); // the tick that is due right now has been raised when this returns
@@ -150,6 +167,10 @@ Result<void> PitKeeper::thaw(const Vm& vm, const state::Pit& in) {
     raised_ += static_cast<int64_t>(in.in_flight()) - unended(now);
     in_phase_ = false;
     next_boundary_ns_ = 0;
+    // KVM's timer begins anew, and does not know of one in flight.
+    pulses_ = in.in_flight();
+    samples_ = 0;
+    clean_ = false;
     if (!periodic(running_.mode) || now < running_.reference_ns) return {};
     catch_up(vm, now);
     const uint64_t period = period_ns(running_.count);
@@ -160,13 +181,43 @@ Result<void> PitKeeper::thaw(const Vm& vm, const state::Pit& in) {
 // Raises at most one interrupt, and none while one is in flight: the line is an edge, and a second one before
 // the guest has seen the first is lost. The rest follows every half period.
 void PitKeeper::catch_up(const Vm& vm, uint64_t now) {
-    const uint64_t due = (now - running_.reference_ns) / period_ns(running_.count);
-    if (due <= running_.delivered + ticks_since_set(now)) return;
-    if (unended(now) > 0) return;
+    if (!behind(now) || unended(now) > 0) return;
     const auto seen = vm.pulse_irq(kTimerGsi);
     if (seen && !*seen) return;
     ++running_.delivered;
     ++raised_;
+    ++pulses_;
+}
+
+bool PitKeeper::behind(uint64_t now) const {
+    return running_.delivered + ticks_since_set(now) <
+           (now - running_.reference_ns) / period_ns(running_.count);
+}
+
+void PitKeeper::take_stock(uint64_t now) {
+    const int64_t left = unended(now);
+    if (left <= 0) {
+        clean_ = true;
+        pulses_ = samples_ = 0;
+        return;
+    }
+    if (samples_ == 0) ended_at_first_ = ended_;
+    least_unended_ = samples_ == 0 ? left : std::min(least_unended_, left);
+    if (++samples_ < kSamples) return;
+    if (ended_ - ended_at_first_ < kEndedMeanwhile) { // a guest that does not take them is owed nothing
+        pulses_ = 0;
+        running_.delivered = (now - running_.reference_ns) / period_ns(running_.count) - ticks_since_set(now);
+    }
+    write_off(least_unended_);
+    clean_ = true;
+}
+
+// They will never be ended. Those that may have been lost on the way are raised once more.
+void PitKeeper::write_off(int64_t unended) {
+    const int64_t lost = std::min(unended, pulses_);
+    running_.delivered -= static_cast<uint64_t>(lost);
+    raised_ -= unended;
+    pulses_ = samples_ = 0;
 }
 
 Deadline PitKeeper::wake_at() const {
@@ -182,11 +233,10 @@ void PitKeeper::due(const Vm& vm) {
     const auto pit = vm.pit();
     if (!pit || !is_ours(*pit)) return; // the guest has programmed the timer meanwhile
     if (!in_phase_ && !restart(vm, *pit, now)) return;
+    take_stock(now);
     catch_up(vm, now);
-    // Still behind: once more, before KVM's own next tick.
-    const uint64_t period = period_ns(running_.count);
-    const uint64_t delivered = running_.delivered + ticks_since_set(now);
-    if (delivered < (now - running_.reference_ns) / period) next_boundary_ns_ = now + period / 2;
+    // Once more, before KVM's own next tick.
+    if (behind(now) || pulses_ > 0 || expecting_) next_boundary_ns_ = now + period_ns(running_.count) / 2;
 }
 
 // At a boundary: KVM's timer begins a period here, and has forgotten what it owed.
@@ -198,6 +248,7 @@ bool PitKeeper::restart(const Vm& vm, const kvm_pit_state2& pit, uint64_t now) {
     running_.set_ns = now;
     running_.delivered += raised;
     raised_ += static_cast<int64_t>(raised);
+    if (left > 0) ++pulses_;
     in_phase_ = true;
     return true;
 }
