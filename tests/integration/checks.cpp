@@ -64,7 +64,7 @@ void check_nothing_leaked(LiveVm& vm, const Holdings& before) {
             now = vm.holdings();
             return now == before;
         },
-        std::chrono::seconds(3));
+        std::chrono::seconds(10));
     CHECK_MESSAGE(same, difference(before, now));
 }
 

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "handoff/base/fd.hpp"
 
@@ -16,10 +17,10 @@ constexpr __u8 kStoppedMode = 5;
 constexpr __u8 kUnprogrammedMode = 0xff;
 constexpr uint32_t kTimerGsi = 0;
 
-// Half periods in which a guest that runs has had a moment with nothing unended, and how many interrupts it
-// has ended meanwhile if it takes them at all.
-constexpr int kSamples = 64;
-constexpr int64_t kEndedMeanwhile = kSamples / 8;
+// How many interrupts a guest ends, at the most, without a moment in which nothing is unended.
+constexpr int64_t kEndedMeanwhile = 64;
+// What a guest that does not mask the line may be behind, if only it had no CPU: more is taken for a mistake.
+constexpr uint64_t kPatienceNs = 10'000'000'000;
 
 bool periodic(uint32_t mode) {
     return mode == 2 || mode == 3;
@@ -86,8 +87,9 @@ void PitKeeper::follow(const kvm_pit_state2& pit, uint64_t now) {
     running_ = {now, 0, now, timer.count, timer.mode};
     next_boundary_ns_ = 0;
     raised_ -= unended(now);
-    pulses_ = samples_ = 0;
+    forget_window();
     clean_ = in_phase_ = true;
+    audited_ = false;
 }
 
 bool PitKeeper::is_ours(const kvm_pit_state2& pit) const {
@@ -117,8 +119,10 @@ void PitKeeper::expect_freeze(const Vm& vm) {
     if (!periodic(running_.mode)) return;
     expecting_ = true;
     clean_ = false;
-    samples_ = 0;
-    take_stock(now);
+    // What it masked, or left alone, before anybody looked.
+    if (!std::exchange(audited_, true)) raised_ -= std::max<int64_t>(unended(now) - 1, 0);
+    window_ns_ = 0;
+    take_stock(vm, now);
     if (next_boundary_ns_ == 0) next_boundary_ns_ = now + period_ns(running_.count) / 2;
 }
 
@@ -131,8 +135,9 @@ Result<void> PitKeeper::freeze(const Vm& vm, state::Pit& out) {
     const std::lock_guard lock(mutex_);
     TRY_ASSIGN(kvm_pit_state2 pit, vm.pit());
     follow(pit, monotonic_ns());
-    take_stock(monotonic_ns());
-    if (!clean_) write_off(std::max<int64_t>(least_unended_ - 1, 0)); // one may be in flight
+    take_stock(vm, monotonic_ns());
+    if (!clean_ && (!listens(vm) || !plausible(least_unended_)))
+        write_off(std::max<int64_t>(least_unended_ - 1, 0)); // one may be in flight
     kvm_pit_state2 stopped = pit;
     stopped.channels[0].mode = kStoppedMode;
     TRY(vm.set_pit(stopped)); // the tick that is due right now has been raised when this returns
@@ -168,8 +173,9 @@ Result<void> PitKeeper::thaw(const Vm& vm, const state::Pit& in) {
     in_phase_ = false;
     next_boundary_ns_ = 0;
     // KVM's timer begins anew, and does not know of one in flight.
+    forget_window();
     pulses_ = in.in_flight();
-    samples_ = 0;
+    audited_ = true;
     clean_ = false;
     if (!periodic(running_.mode) || now < running_.reference_ns) return {};
     catch_up(vm, now);
@@ -194,17 +200,21 @@ bool PitKeeper::behind(uint64_t now) const {
            (now - running_.reference_ns) / period_ns(running_.count);
 }
 
-void PitKeeper::take_stock(uint64_t now) {
+void PitKeeper::take_stock(const Vm& vm, uint64_t now) {
     const int64_t left = unended(now);
     if (left <= 0) {
         clean_ = true;
-        pulses_ = samples_ = 0;
+        forget_window();
         return;
     }
-    if (samples_ == 0) ended_at_first_ = ended_;
-    least_unended_ = samples_ == 0 ? left : std::min(least_unended_, left);
-    if (++samples_ < kSamples) return;
-    if (ended_ - ended_at_first_ < kEndedMeanwhile) { // a guest that does not take them is owed nothing
+    if (window_ns_ == 0) {
+        window_ns_ = now;
+        ended_at_first_ = ended_;
+        least_unended_ = left;
+    }
+    least_unended_ = std::min(least_unended_, left);
+    if (ended_ - ended_at_first_ < kEndedMeanwhile) {
+        if (now - window_ns_ < kPatienceNs && listens(vm)) return;
         pulses_ = 0;
         running_.delivered = (now - running_.reference_ns) / period_ns(running_.count) - ticks_since_set(now);
     }
@@ -212,12 +222,30 @@ void PitKeeper::take_stock(uint64_t now) {
     clean_ = true;
 }
 
+// Whether the line is unmasked somewhere: KVM too forgets what fell due while it was masked.
+bool PitKeeper::listens(const Vm& vm) {
+    const auto pic = vm.irqchip(KVM_IRQCHIP_PIC_MASTER);
+    const auto ioapic = vm.irqchip(KVM_IRQCHIP_IOAPIC);
+    if (!pic || !ioapic) return true;
+    const auto unmasked = [&](int pin) { return ioapic->chip.ioapic.redirtbl[pin].fields.mask == 0; };
+    return (pic->chip.pic.imr & 1) == 0 || unmasked(0) || unmasked(2);
+}
+
+bool PitKeeper::plausible(int64_t owed) const {
+    return static_cast<uint64_t>(owed) <= kPatienceNs / period_ns(running_.count);
+}
+
+void PitKeeper::forget_window() {
+    pulses_ = 0;
+    window_ns_ = 0;
+}
+
 // They will never be ended. Those that may have been lost on the way are raised once more.
 void PitKeeper::write_off(int64_t unended) {
     const int64_t lost = std::min(unended, pulses_);
     running_.delivered -= static_cast<uint64_t>(lost);
     raised_ -= unended;
-    pulses_ = samples_ = 0;
+    forget_window();
 }
 
 Deadline PitKeeper::wake_at() const {
@@ -233,7 +261,7 @@ void PitKeeper::due(const Vm& vm) {
     const auto pit = vm.pit();
     if (!pit || !is_ours(*pit)) return; // the guest has programmed the timer meanwhile
     if (!in_phase_ && !restart(vm, *pit, now)) return;
-    take_stock(now);
+    take_stock(vm, now);
     catch_up(vm, now);
     // Once more, before KVM's own next tick.
     if (behind(now) || pulses_ > 0 || expecting_) next_boundary_ns_ = now + period_ns(running_.count) / 2;

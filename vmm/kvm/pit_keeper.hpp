@@ -66,8 +66,11 @@ private:
     int64_t unended(uint64_t now);
     bool behind(uint64_t now) const;
     void catch_up(const Vm& vm, uint64_t now);
-    void take_stock(uint64_t now);
+    void take_stock(const Vm& vm, uint64_t now);
+    static bool listens(const Vm& vm);
     void write_off(int64_t unended);
+    void forget_window();
+    bool plausible(int64_t owed) const;
     bool restart(const Vm& vm, const kvm_pit_state2& pit, uint64_t now);
 
     mutable std::mutex mutex_;
@@ -84,10 +87,11 @@ private:
     // What take_stock() has seen. `pulses_`: interrupts that KVM does not know to be in flight: its next tick
     // may have become one with each of them.
     int64_t pulses_ = 0;
-    int samples_ = 0;
+    uint64_t window_ns_ = 0; // since when something has been unended whenever it was looked; 0: it was not
     int64_t least_unended_ = 0;
     int64_t ended_at_first_ = 0;
     bool clean_ = false;     // since expect_freeze() or thaw() there was a moment with nothing unended
+    bool audited_ = false;   // what was unended for other reasons has been written off
     bool expecting_ = false; // stock is taken until the update is over
 };
 
