@@ -6,6 +6,7 @@
 #include <map>
 #include <thread>
 
+#include "tests/bench/gaps.hpp"
 #include "tests/support/live_vm.hpp"
 
 namespace {
@@ -13,20 +14,7 @@ namespace {
 using namespace liveupdate;
 using namespace liveupdate::tests;
 using ::tests::guests::GapRecord;
-using ::tests::guests::kGapRecords;
 using ::tests::guests::read_field;
-
-double percentile(std::vector<double> values, double p) {
-    if (values.empty()) return 0;
-    std::sort(values.begin(), values.end());
-    const auto index = static_cast<size_t>(p * static_cast<double>(values.size() - 1) + 0.5);
-    return values[std::min(index, values.size() - 1)];
-}
-
-void print_row(const std::string& name, const std::vector<double>& v, const char* unit) {
-    std::printf("  %-34s median %8.3f  p99 %8.3f  max %8.3f  min %8.3f %s (n=%zu)\n", name.c_str(),
-        percentile(v, 0.5), percentile(v, 0.99), percentile(v, 1), percentile(v, 0), unit, v.size());
-}
 
 struct Settings {
     unsigned vcpus = 1;
@@ -81,28 +69,13 @@ private:
 
     double ms(uint64_t ticks) const { return static_cast<double>(ticks) / khz_; }
 
-    // Gaps of a vCPU that began after `from` (guest TSC).
-    std::vector<GapRecord> gaps_since(unsigned vcpu, uint64_t from) const {
-        const auto& slot = vm_->report().vcpus[vcpu].clock;
-        const uint64_t count = read_field(slot.gap_count);
-        std::vector<GapRecord> found;
-        const uint64_t first = count > kGapRecords ? count - kGapRecords : 0;
-        for (uint64_t n = first; n < count; ++n) {
-            const GapRecord& g = vm_->report().gaps[vcpu][n % kGapRecords];
-            if (g.start_tsc >= from) found.push_back(g);
-        }
-        return found;
-    }
-
-    uint64_t guest_now() const { return read_field(vm_->report().vcpus[0].now_tsc); }
-
     void noise_floor() {
         for (int i = 0; i < 20; ++i) {
-            const uint64_t from = guest_now();
+            const uint64_t from = guest_now(vm_->report());
             std::this_thread::sleep_for(std::chrono::milliseconds(150));
             double largest = 0, sum = 0;
             for (unsigned v = 0; v < s_.vcpus; ++v)
-                for (const GapRecord& g : gaps_since(v, from)) {
+                for (const GapRecord& g : gaps_since(vm_->report(), v, from)) {
                     const double gap = ms(g.end_tsc - g.start_tsc);
                     largest = std::max(largest, gap);
                     if (gap > 0.1) sum += gap;
@@ -113,7 +86,7 @@ private:
     }
 
     bool one_update(unsigned i) {
-        const uint64_t from = guest_now();
+        const uint64_t from = guest_now(vm_->report());
         auto record = vm_->update(program(i % 2 == 0 ? "liveupdate-vmm-next" : "liveupdate-vmm"));
         if (!record) return fail(record.error()) == 0;
         if (record->outcome != supervisor::Outcome::kCompleted)
@@ -123,7 +96,7 @@ private:
         const uint64_t at = record->guest_tsc_at_switchover.value_or(0);
         double longest = 0, sum = 0, before = 0, after = 0;
         for (unsigned v = 0; v < s_.vcpus; ++v)
-            for (const GapRecord& g : gaps_since(v, from)) {
+            for (const GapRecord& g : gaps_since(vm_->report(), v, from)) {
                 const double gap = ms(g.end_tsc - g.start_tsc);
                 if (gap > 0.1) sum += gap;
                 if (g.start_tsc > at || at > g.end_tsc || gap < longest) continue;

@@ -1,0 +1,88 @@
+// A test guest under the host's QEMU (microvm, KVM, RAM in a shared file), for comparisons: the same guest
+// images, and QEMU's own live update to another process, migration with x-ignore-shared on one host.
+//
+// See QEMU's docs/devel/migration and `migrate-set-capabilities`. Whatever lives is ended with this object.
+#pragma once
+
+#include <sys/types.h>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "handoff/base/deadline.hpp"
+#include "handoff/base/result.hpp"
+#include "handoff/base/unique_fd.hpp"
+#include "handoff/shared_memory.hpp"
+#include "tests/guests/report.hpp"
+
+namespace liveupdate::tests {
+
+// Why QEMU cannot be had here; empty when it can.
+std::string why_no_qemu();
+
+struct QemuOptions {
+    std::string guest = "clock.elf";
+    std::string cmdline; // beside vcpus=, which is added
+    unsigned vcpus = 1;
+    unsigned memory_mib = 64;
+    std::vector<std::string> more; // arguments
+};
+
+// One process and its monitor.
+class QemuProcess {
+public:
+    static Result<std::unique_ptr<QemuProcess>> spawn(
+        const std::vector<std::string>& arguments, const std::string& monitor);
+    QemuProcess(const QemuProcess&) = delete;
+    QemuProcess& operator=(const QemuProcess&) = delete;
+    ~QemuProcess(); // SIGKILL
+
+    // One QMP command; its return value. Events that come meanwhile are kept.
+    Result<nlohmann::json> command(const std::string& name, const nlohmann::json& arguments = {});
+    // Waits for an event of that name whose data contain `data`.
+    Result<void> await_event(const std::string& name, const nlohmann::json& data = {});
+    // Ends it in order, and waits for its end.
+    void quit();
+
+private:
+    QemuProcess() = default;
+    Result<nlohmann::json> next(Deadline deadline);
+
+    pid_t pid_ = -1;
+    UniqueFd socket_;
+    std::string received_;
+    std::vector<nlohmann::json> events_;
+};
+
+class QemuVm {
+public:
+    static Result<std::unique_ptr<QemuVm>> start(QemuOptions options);
+    ~QemuVm();
+
+    const ::tests::guests::Report& report() const {
+        return *reinterpret_cast<const ::tests::guests::Report*>(ram_.data() + ::tests::guests::kReportGpa);
+    }
+    bool guest_started() const;
+
+    // Everything that QEMU lets one do before the migration: another process, set up and waiting.
+    Result<void> prepare();
+    // The migration; returns once the destination has resumed. The source is left standing.
+    Result<void> switch_over();
+    // Ends the source.
+    void finish();
+
+private:
+    explicit QemuVm(QemuOptions options) : options_(std::move(options)) {}
+    std::vector<std::string> arguments(const std::string& monitor) const;
+    Result<std::unique_ptr<QemuProcess>> spawn(bool incoming);
+
+    QemuOptions options_;
+    std::string directory_; // on tmpfs
+    unsigned started_ = 0;
+    handoff::SharedMapping ram_;
+    std::unique_ptr<QemuProcess> process_, next_;
+};
+
+} // namespace liveupdate::tests
