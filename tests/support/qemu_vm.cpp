@@ -182,6 +182,7 @@ Result<void> QemuVm::prepare() {
     const auto on = [](const char* name) { return nlohmann::json{{"capability", name}, {"state", true}}; };
     const nlohmann::json capabilities{
         {"capabilities", nlohmann::json::array({on("events"), on("x-ignore-shared")})}};
+    process_->forget_events(); // it has been a destination
     for (QemuProcess* process : {process_.get(), next_.get()})
         TRY(process->command("migrate-set-capabilities", capabilities));
     TRY(process_->command("migrate-set-parameters", {{"max-bandwidth", int64_t{1} << 40}}));

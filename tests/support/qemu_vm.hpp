@@ -43,6 +43,7 @@ public:
     Result<nlohmann::json> command(const std::string& name, const nlohmann::json& arguments = {});
     // Waits for an event of that name whose data contain `data`.
     Result<void> await_event(const std::string& name, const nlohmann::json& data = {});
+    void forget_events() { events_.clear(); }
     // Ends it in order, and waits for its end.
     void quit();
 
