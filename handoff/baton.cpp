@@ -2,6 +2,8 @@
 
 #include <new>
 
+#include "handoff/base/futex.hpp"
+
 namespace liveupdate::handoff {
 namespace {
 
@@ -104,13 +106,13 @@ BatonWord Baton::wait(const std::function<bool(BatonWord)>& done, Deadline deadl
         const uint32_t rung = segment().bell.load(std::memory_order_acquire);
         const BatonWord now = read();
         if (done(now) || deadline.passed()) return now;
-        futex_wait(&segment().bell, rung, deadline.earlier(Deadline::after(kLook)));
+        futex_wait(&segment().bell, rung, deadline.earlier(Deadline::after(kLook)), FutexScope::kShared);
     }
 }
 
 void Baton::ring() const {
     segment().bell.fetch_add(1, std::memory_order_acq_rel);
-    futex_wake_all(&segment().bell);
+    futex_wake_all(&segment().bell, FutexScope::kShared);
 }
 
 } // namespace liveupdate::handoff

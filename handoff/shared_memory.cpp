@@ -1,11 +1,9 @@
 #include "handoff/shared_memory.hpp"
 
 #include <fcntl.h>
-#include <linux/futex.h>
 #include <linux/memfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <boost/interprocess/exceptions.hpp>
@@ -87,23 +85,6 @@ Result<uint64_t> sealed_size(int fd, const std::string& what) {
     struct stat info {};
     if (::fstat(fd, &info) < 0) return Error::from_errno("fstat of " + what);
     return static_cast<uint64_t>(info.st_size);
-}
-
-void futex_wait(const void* word, uint32_t seen, Deadline deadline) {
-    timespec until{};
-    timespec* limit = nullptr;
-    if (deadline.poll_ms() >= 0) {
-        const uint64_t ns = deadline.ns();
-        until.tv_sec = static_cast<time_t>(ns / 1'000'000'000u);
-        until.tv_nsec = static_cast<long>(ns % 1'000'000'000u);
-        limit = &until;
-    }
-    // FUTEX_WAIT_BITSET takes an absolute CLOCK_MONOTONIC time.
-    ::syscall(SYS_futex, word, FUTEX_WAIT_BITSET, seen, limit, nullptr, FUTEX_BITSET_MATCH_ANY);
-}
-
-void futex_wake_all(const void* word) {
-    ::syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
 }
 
 } // namespace liveupdate::handoff

@@ -9,7 +9,6 @@
 #include <span>
 #include <string>
 
-#include "handoff/base/deadline.hpp"
 #include "handoff/base/result.hpp"
 #include "handoff/base/unique_fd.hpp"
 
@@ -46,10 +45,5 @@ Result<UniqueFd> create_sealed_memfd(const std::string& name, uint64_t size, uns
 // The size that fstat says of a memfd which carries F_SEAL_SHRINK and F_SEAL_GROW; anything else is refused
 // in words, `what` naming the fd.
 Result<uint64_t> sealed_size(int fd, const std::string& what);
-
-// futex(2) on a word in shared memory. Returns when the word is no longer `seen`, on a wake, a signal or at
-// the deadline: callers look again.
-void futex_wait(const void* word, uint32_t seen, Deadline deadline);
-void futex_wake_all(const void* word);
 
 } // namespace liveupdate::handoff

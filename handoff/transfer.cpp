@@ -7,6 +7,8 @@
 #include <x86intrin.h>
 #endif
 
+#include "handoff/base/futex.hpp"
+
 namespace liveupdate::handoff {
 namespace {
 
@@ -87,7 +89,7 @@ Result<bool> Incoming::take() {
     }
     door_.store(taken ? kTaken : kShut);
     // A wake costs tens of microseconds where an idle CPU has to be interrupted: only if somebody sleeps.
-    if (sleepers_.load() > 0) futex_wake_all(&door_);
+    if (sleepers_.load() > 0) futex_wake_all(&door_, FutexScope::kPrivate);
     if (!taken) return Error(ErrorCode::kAborted, "the source kept the guest: " + to_string(baton_.read()));
     return true;
 }
@@ -107,7 +109,7 @@ bool Incoming::await_ownership() const {
     sleepers_.fetch_add(1);
     uint32_t seen = door_.load();
     while (!settled(seen)) {
-        futex_wait(&door_, seen, Deadline::after(kLook).earlier(deadline_));
+        futex_wait(&door_, seen, Deadline::after(kLook).earlier(deadline_), FutexScope::kPrivate);
         seen = door_.load();
     }
     sleepers_.fetch_sub(1);

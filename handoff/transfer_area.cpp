@@ -4,6 +4,7 @@
 #include <cstring>
 #include <new>
 
+#include "handoff/base/futex.hpp"
 #include "handoff/base/words.hpp"
 
 namespace liveupdate::handoff {
@@ -148,7 +149,7 @@ Result<void> TransferArea::put(size_t index, TransferRun run, std::string_view b
     e.size.store(static_cast<uint32_t>(bytes.size()), std::memory_order_relaxed);
     e.put_ns.store(monotonic_ns(), std::memory_order_relaxed);
     e.run.store(static_cast<uint32_t>(run), std::memory_order_release);
-    futex_wake_all(&e.run);
+    futex_wake_all(&e.run, FutexScope::kShared);
     return {};
 }
 
@@ -166,7 +167,7 @@ Result<std::string> TransferArea::await(size_t index, TransferRun run, Deadline 
         if (deadline.passed())
             return Error(ErrorCode::kTimeout, "state section " + sections_[index].name() + " did not come");
         // In slices: `refused` and `withdrawn` are other words than the one slept on.
-        futex_wait(&e.run, seen, deadline.earlier(Deadline::after(kAwaitSlice)));
+        futex_wait(&e.run, seen, deadline.earlier(Deadline::after(kAwaitSlice)), FutexScope::kShared);
     }
     const uint32_t size = e.size.load(std::memory_order_relaxed);
     if (size > sections_[index].capacity)
@@ -183,13 +184,13 @@ void TransferArea::refuse(std::string_view reason) {
     h.reason[n] = '\0';
     h.refused.store(1, std::memory_order_release);
     for (size_t i = 0; i < sections_.size(); ++i)
-        futex_wake_all(&entry(i).run);
+        futex_wake_all(&entry(i).run, FutexScope::kShared);
 }
 
 void TransferArea::withdraw() {
     header().withdrawn.store(1, std::memory_order_release);
     for (size_t i = 0; i < sections_.size(); ++i)
-        futex_wake_all(&entry(i).run);
+        futex_wake_all(&entry(i).run, FutexScope::kShared);
 }
 
 bool TransferArea::refused() const {

@@ -30,6 +30,7 @@ constexpr size_t kLongestFile = size_t{1} << 20;
 
 constexpr std::array<std::string_view, 3> kBackings = {"memfd", "tmpfs", "hugetlbfs"};
 constexpr std::array<std::string_view, 4> kConsoleTypes = {"pty", "file", "socket", "none"};
+constexpr std::array<std::string_view, 2> kConsoleDevices = {"serial", "virtio"};
 constexpr std::array<std::string_view, 3> kRehearse = {"always", "plan", "never"};
 constexpr std::array<std::string_view, 2> kOnLost = {"stop", "restart"};
 
@@ -197,6 +198,7 @@ void read_nets(Section& top, Complaints& complaints, VmConfig& config) {
 
 void read_console(Section console, const std::string& folder, VmConfig& config) {
     console.choice("type", words(kConsoleTypes), config.console);
+    console.choice("device", words(kConsoleDevices), config.console_device);
     console.path("path", folder, config.console_path);
     if (config.console == ConsoleType::kFile && !console.has("path"))
         console.complain("type", "'path' is missing in [console]; type 'file' needs it");
@@ -234,6 +236,9 @@ std::string_view to_string(Backing backing) {
 }
 std::string_view to_string(ConsoleType type) {
     return kConsoleTypes[static_cast<size_t>(type)];
+}
+std::string_view to_string(ConsoleDevice device) {
+    return kConsoleDevices[static_cast<size_t>(device)];
 }
 std::string_view to_string(Rehearse rehearse) {
     return kRehearse[static_cast<size_t>(rehearse)];

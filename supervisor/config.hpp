@@ -14,12 +14,14 @@ namespace liveupdate::supervisor {
 
 enum class Backing { kMemfd, kTmpfs, kHugetlbfs };
 enum class ConsoleType { kPty, kFile, kSocket, kNone };
+enum class ConsoleDevice { kSerial, kVirtio };
 enum class Rehearse { kAlways, kPlan, kNever };
 enum class OnLost { kStop, kRestart };
 
 // The words of the file.
 std::string_view to_string(Backing backing);
 std::string_view to_string(ConsoleType type);
+std::string_view to_string(ConsoleDevice device);
 std::string_view to_string(Rehearse rehearse);
 std::string_view to_string(OnLost on_lost);
 
@@ -68,6 +70,7 @@ struct VmConfig {
     std::vector<NetConfig> nets;   // at most 8
 
     ConsoleType console = ConsoleType::kPty;
+    ConsoleDevice console_device = ConsoleDevice::kSerial;
     std::string console_path; // file only
 
     Rehearse rehearse = Rehearse::kAlways;

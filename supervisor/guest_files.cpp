@@ -163,6 +163,8 @@ Result<GuestFiles> GuestFiles::create(const VmConfig& config, const Paths& paths
     machine.set_boot(config.firmware.empty() ? "kernel" : "firmware");
     machine.set_console(std::string(to_string(config.console)));
     machine.set_rng(config.rng);
+    if (config.console_device != ConsoleDevice::kSerial)
+        machine.set_console_device(std::string(to_string(config.console_device)));
     if (config.witness) machine.set_witness_gpa(kWitnessGpa);
 
     TRY_ASSIGN(files.baton_fd, handoff::Baton::create_segment());

@@ -220,7 +220,8 @@ nlohmann::json VmSupervisor::status() const {
         {"supervisor", {{"pid", ::getpid()}, {"version", kVersion}}}, {"vcpus", config_.vcpus},
         {"memory_bytes", config_.memory_bytes()}, {"config", config_.path}, {"outdated", false},
         {"vmm", nullptr}, {"previous", nullptr}, {"update", nullptr}, {"last_update", nullptr},
-        {"console", {{"type", to_string(config_.console)}, {"path", console_path(config_, paths_)}}}};
+        {"console", {{"type", to_string(config_.console)}, {"device", to_string(config_.console_device)},
+                        {"path", console_path(config_, paths_)}}}};
     if (running_pid_ != 0)
         j["vmm"] = {{"pid", running_pid_}, {"binary", running_.binary}, {"version", running_.version},
             {"build_id", running_.build_id}, {"started_unix", running_since_}};

@@ -1,5 +1,6 @@
 #include "vmm/load_job.hpp"
 
+#include "handoff/base/futex.hpp"
 #include "vmm/kvm/vm_state.hpp"
 #include "vmm/vcpu_thread.hpp"
 
@@ -69,7 +70,7 @@ bool LoadJob::get_ready(Vcpu& vcpu) {
         if (!error_) error_ = std::move(warm).error();
     }
     ready_.fetch_add(1, std::memory_order_release);
-    handoff::futex_wake_all(&ready_);
+    futex_wake_all(&ready_, FutexScope::kPrivate);
     return ready;
 }
 
@@ -78,7 +79,7 @@ Result<void> LoadJob::await_ready(Deadline deadline) const {
         const uint32_t ready = ready_.load(std::memory_order_acquire);
         if (ready == machine_.vcpus().size()) break;
         if (deadline.passed()) return Error(ErrorCode::kTimeout, "a vCPU's thread did not get ready in time");
-        handoff::futex_wait(&ready_, ready, deadline);
+        futex_wait(&ready_, ready, deadline, FutexScope::kPrivate);
     }
     const std::lock_guard lock(error_mutex_);
     if (error_) return *error_;
@@ -90,7 +91,7 @@ Result<bool> LoadJob::load(Vcpu& vcpu) {
     if (vcpu.index() == 0) {
         auto loaded = registers ? load_shared() : Result<void>(Error(registers.error()));
         shared_.store(loaded ? kLoaded : kFailed, std::memory_order_release);
-        handoff::futex_wake_all(&shared_);
+        futex_wake_all(&shared_, FutexScope::kPrivate);
         TRY(loaded);
     }
     TRY(registers);
@@ -127,7 +128,7 @@ Result<void> LoadJob::load_shared() {
 
 Result<void> LoadJob::await_shared() {
     while (shared_.load(std::memory_order_acquire) == kWaiting)
-        handoff::futex_wait(&shared_, kWaiting, Deadline::never());
+        futex_wait(&shared_, kWaiting, Deadline::never(), FutexScope::kPrivate);
     if (shared_.load(std::memory_order_acquire) == kFailed)
         return Error(ErrorCode::kAborted, "what the vCPUs share could not be loaded");
     return {};

@@ -27,8 +27,9 @@ Result<std::unique_ptr<Machine>> Machine::build(Plan plan) {
     TRY_ASSIGN(UniqueFd event_fd, fd::eventfd(0));
     TRY_ASSIGN(UniqueFd kvm, fd::dup(plan.system->fd()));
     TRY_ASSIGN(KvmSystem system, KvmSystem::from(std::move(kvm)));
-    std::unique_ptr<Machine> machine(
-        new Machine(std::move(system), std::move(vm), std::move(plan.console), std::move(event_fd)));
+    const bool virtio_console = plan.manifest->machine.console_device() == kVirtioConsole;
+    std::unique_ptr<Machine> machine(new Machine(std::move(system), std::move(vm), std::move(plan.console),
+        virtio_console ? ConsoleDevice::kVirtio : ConsoleDevice::kSerial, std::move(event_fd)));
     TRY(machine->map_ram(*plan.manifest, plan.ram));
     TRY(machine->add_devices());
     // Where KVM cannot count them, an update may lose ticks that it owes a slow guest.
@@ -37,11 +38,14 @@ Result<std::unique_ptr<Machine>> Machine::build(Plan plan) {
     return machine;
 }
 
-Machine::Machine(KvmSystem system, Vm vm, std::unique_ptr<Console> console, UniqueFd event_fd)
+Machine::Machine(
+    KvmSystem system, Vm vm, std::unique_ptr<Console> console, ConsoleDevice device, UniqueFd event_fd)
     : system_(std::move(system)), vm_(std::move(vm)), console_(std::move(console)),
-      serial_line_(vm_, kSerialGsi), serial_("serial0", serial_line_, *console_), debug_exit_(*this),
-      keyboard_reset_(*this), reset_control_(*this), sci_line_(vm_, kSci), acpi_pm_(sci_line_, *this, clock_),
-      rtc_(clock_), event_fd_(std::move(event_fd)) {}
+      serial_line_(vm_, kSerialGsi),
+      serial_("serial0", serial_line_,
+          device == ConsoleDevice::kSerial ? static_cast<ConsoleBackend&>(*console_) : no_console_),
+      debug_exit_(*this), keyboard_reset_(*this), reset_control_(*this), sci_line_(vm_, kSci),
+      acpi_pm_(sci_line_, *this, clock_), rtc_(clock_), event_fd_(std::move(event_fd)) {}
 
 Machine::~Machine() = default;
 
@@ -61,7 +65,6 @@ Result<void> Machine::map_ram(const handoff::Manifest& manifest, handoff::MapMod
 }
 
 Result<void> Machine::add_devices() {
-    console_->connect(serial_);
     TRY(bus_.add("serial0", Serial::kCom1, Serial::kPorts, serial_));
     TRY(bus_.add("debug-exit", DebugExit::kPort, DebugExit::kPorts, debug_exit_));
     TRY(bus_.add("keyboard-reset", KeyboardResetPort::kPort, KeyboardResetPort::kPorts, keyboard_reset_));
@@ -78,11 +81,16 @@ Result<void> Machine::add_virtio(Plan& plan) {
     using Purpose = VirtioDevices::Purpose;
     TRY_ASSIGN(GuestMemory memory, low_level_view(*plan.manifest));
     memory_.emplace(std::move(memory));
-    virtio_.emplace(
-        vm_, mmio_, *memory_, plan.ram == handoff::MapMode::kPrivate ? Purpose::kTrial : Purpose::kLive);
+    virtio_.emplace(vm_, mmio_, *memory_, *console_,
+        plan.ram == handoff::MapMode::kPrivate ? Purpose::kTrial : Purpose::kLive);
     handoff::NamedFds none;
     TRY(virtio_->build(plan.manifest->machine, plan.fds != nullptr ? *plan.fds : none,
         plan.kept != nullptr ? *plan.kept : none));
+    console_frontend_ = virtio_->console_frontend();
+    if (console_frontend_ == nullptr) {
+        console_frontend_ = &serial_;
+        console_->connect(serial_);
+    }
     for (const auto& device : virtio_->all())
         saved_devices_.push_back(device.get());
     return {};

@@ -68,7 +68,8 @@ public:
     Vm& vm() { return vm_; }
     PitKeeper& pit() { return pit_; }
     Console& console() { return *console_; }
-    Serial& serial() { return serial_; }
+    // The device that the console is connected to.
+    ConsoleFrontend& console_frontend() { return *console_frontend_; }
     AcpiPm& acpi_pm() { return acpi_pm_; }
     const PioBus& bus() const { return bus_; }
     const MmioBus& mmio() const { return mmio_; }
@@ -92,7 +93,9 @@ public:
     std::optional<handoff::proto::GuestEvent> take_event();
 
 private:
-    Machine(KvmSystem system, Vm vm, std::unique_ptr<Console> console, UniqueFd event_fd);
+    enum class ConsoleDevice { kSerial, kVirtio };
+    Machine(
+        KvmSystem system, Vm vm, std::unique_ptr<Console> console, ConsoleDevice device, UniqueFd event_fd);
     Result<void> map_ram(const handoff::Manifest& manifest, handoff::MapMode mode);
     Result<void> add_devices();
     Platform platform() const;
@@ -106,8 +109,10 @@ private:
     Vm vm_;
     PitKeeper pit_;
     std::unique_ptr<Console> console_;
+    NoConsole no_console_;
     KvmIrqLine serial_line_;
     Serial serial_;
+    ConsoleFrontend* console_frontend_ = nullptr;
     DebugExit debug_exit_;
     KeyboardResetPort keyboard_reset_;
     ResetControl reset_control_;

@@ -8,6 +8,7 @@
 #include "vmm/arriving_guest.hpp"
 #include "vmm/console_fds.hpp"
 #include "vmm/devices/virtio/blk.hpp"
+#include "vmm/devices/virtio/console.hpp"
 #include "vmm/devices/virtio/net.hpp"
 #include "vmm/devices/virtio/rng.hpp"
 #include "vmm/kvm/cpu_template.hpp"
@@ -51,8 +52,9 @@ void add_device_support(handoff::proto::Offer& offer) {
         if (const auto* schema = std::get_if<StateSchema>(&declared))
             add_support(offer, schema->section, schema->oldest_loadable, schema->version);
     }
-    using virtio::Blk, virtio::Net, virtio::Rng;
+    using virtio::Blk, virtio::ConsolePort, virtio::Net, virtio::Rng;
     add_support(offer, Blk::kSection, Blk::kOldestLoadable, Blk::kStateVersion);
+    add_support(offer, ConsolePort::kSection, ConsolePort::kOldestLoadable, ConsolePort::kStateVersion);
     add_support(offer, Net::kSection, Net::kOldestLoadable, Net::kStateVersion);
     add_support(offer, Rng::kSection, Rng::kOldestLoadable, Rng::kStateVersion);
 }

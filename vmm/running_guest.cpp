@@ -90,7 +90,7 @@ handoff::proto::Status RunningGuest::status() {
     }
     status.set_exits(exits);
     if (const auto offset = machine().vcpus()[0]->tsc_offset()) status.set_tsc_offset(*offset);
-    status.set_dropped_console_bytes(machine().serial().dropped_output());
+    status.set_dropped_console_bytes(machine().console_frontend().dropped_output());
     return status;
 }
 
@@ -116,7 +116,7 @@ std::optional<handoff::proto::GuestEvent> RunningGuest::take_event() {
 void RunningGuest::flush_console() {
     const Deadline deadline = Deadline::after(kLastWordsTime);
     std::array<uint8_t, 1> next{};
-    while (machine().serial().peek_output(next) > 0 && !deadline.passed()) {
+    while (machine().console_frontend().peek_output(next) > 0 && !deadline.passed()) {
         std::vector<pollfd> fds;
         machine().console().collect(fds);
         const Deadline turn = deadline.earlier(machine().console().next_wake());

@@ -1,5 +1,6 @@
 #include "vmm/save_job.hpp"
 
+#include "handoff/base/futex.hpp"
 #include "vmm/kvm/vm_state.hpp"
 
 namespace liveupdate::vmm {
@@ -12,7 +13,7 @@ void SaveJob::run(Vcpu& vcpu) {
     out_.stamp_stopped();
     if (auto saved = save(vcpu); !saved) fail(std::move(saved).error());
     finished_.fetch_add(1, std::memory_order_release);
-    handoff::futex_wake_all(&finished_);
+    futex_wake_all(&finished_, FutexScope::kPrivate);
 }
 
 Result<void> SaveJob::save(Vcpu& vcpu) {
@@ -24,7 +25,7 @@ Result<void> SaveJob::save(Vcpu& vcpu) {
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == vcpus_) {
         const auto saved = save_shared();
         barrier_.store(saved ? kOpen : kCancelled, std::memory_order_release);
-        handoff::futex_wake_all(&barrier_);
+        futex_wake_all(&barrier_, FutexScope::kPrivate);
         if (!saved) return Error(saved.error());
     } else if (!meet()) {
         return Error(ErrorCode::kTimeout, "another vCPU did not stop");
@@ -53,7 +54,7 @@ Result<void> SaveJob::save_shared() {
 
 bool SaveJob::meet() {
     while (barrier_.load(std::memory_order_acquire) == kClosed)
-        handoff::futex_wait(&barrier_, kClosed, Deadline::never());
+        futex_wait(&barrier_, kClosed, Deadline::never(), FutexScope::kPrivate);
     return barrier_.load(std::memory_order_acquire) == kOpen;
 }
 
@@ -67,7 +68,7 @@ Result<void> SaveJob::wait(Deadline deadline) {
         const uint32_t finished = finished_.load(std::memory_order_acquire);
         if (finished == vcpus_) break;
         if (deadline.passed()) return Error(ErrorCode::kTimeout, "a vCPU did not stop in time");
-        handoff::futex_wait(&finished_, finished, deadline);
+        futex_wait(&finished_, finished, deadline, FutexScope::kPrivate);
     }
     const std::lock_guard lock(error_mutex_);
     if (error_) return *error_;
@@ -76,11 +77,12 @@ Result<void> SaveJob::wait(Deadline deadline) {
 
 void SaveJob::cancel() {
     uint32_t closed = kClosed;
-    if (barrier_.compare_exchange_strong(closed, kCancelled)) handoff::futex_wake_all(&barrier_);
+    if (barrier_.compare_exchange_strong(closed, kCancelled)) futex_wake_all(&barrier_, FutexScope::kPrivate);
     for (;;) {
         const uint32_t finished = finished_.load(std::memory_order_acquire);
         if (finished == begun_.load()) return;
-        handoff::futex_wait(&finished_, finished, Deadline::after(std::chrono::milliseconds(10)));
+        futex_wait(
+            &finished_, finished, Deadline::after(std::chrono::milliseconds(10)), FutexScope::kPrivate);
     }
 }
 

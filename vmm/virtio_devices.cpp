@@ -5,7 +5,9 @@
 #include <thread>
 
 #include "handoff/base/fd.hpp"
+#include "handoff/base/words.hpp"
 #include "vmm/devices/virtio/blk.hpp"
+#include "vmm/devices/virtio/console.hpp"
 #include "vmm/devices/virtio/layout.hpp"
 #include "vmm/devices/virtio/net.hpp"
 #include "vmm/devices/virtio/rng.hpp"
@@ -99,6 +101,11 @@ Result<void> VirtioDevices::build(
     for (const auto& net : machine.nets())
         TRY(add_net(net, nets++, fds, kept));
     if (machine.rng()) TRY(add_rng());
+    if (machine.console_device() == kVirtioConsole)
+        TRY(add_console());
+    else if (!machine.console_device().empty())
+        return Error(ErrorCode::kRefused,
+            "this VMM knows no console device '" + printable(machine.console_device(), 20) + "'");
     return {};
 }
 
@@ -138,6 +145,14 @@ Result<void> VirtioDevices::add_net(
 Result<void> VirtioDevices::add_rng() {
     TRY_ASSIGN(const auto place, next_place());
     return add(std::make_unique<virtio::Rng>(place));
+}
+
+Result<void> VirtioDevices::add_console() {
+    TRY_ASSIGN(const auto place, next_place());
+    auto device = std::make_unique<virtio::ConsolePort>(console_, place);
+    console_.connect(*device);
+    frontend_ = device.get();
+    return add(std::move(device));
 }
 
 Result<virtio::VirtioDevice::Place> VirtioDevices::next_place() {

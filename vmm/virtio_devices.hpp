@@ -7,6 +7,7 @@
 
 #include "handoff/channel.hpp"
 #include "handoff/manifest.hpp"
+#include "vmm/devices/console.hpp"
 #include "vmm/devices/mmio_bus.hpp"
 #include "vmm/devices/virtio/virtio_device.hpp"
 #include "vmm/kvm/irq_line.hpp"
@@ -14,14 +15,17 @@
 
 namespace liveupdate::vmm {
 
+// Machine.console_device in a manifest: the console is a virtio device's, not the serial port's.
+inline constexpr const char* kVirtioConsole = "virtio";
+
 class VirtioDevices {
 public:
     // What kind of machine it is for: in a trial nothing is opened, wired or run; state is loaded and saved.
     enum class Purpose { kLive, kTrial };
 
-    // `vm`, `bus` and `memory` outlive the devices.
-    VirtioDevices(Vm& vm, MmioBus& bus, const GuestMemory& memory, Purpose purpose)
-        : vm_(vm), bus_(bus), memory_(memory), purpose_(purpose) {}
+    // All outlive the devices.
+    VirtioDevices(Vm& vm, MmioBus& bus, const GuestMemory& memory, Console& console, Purpose purpose)
+        : vm_(vm), bus_(bus), memory_(memory), console_(console), purpose_(purpose) {}
 
     // The devices that `machine` names, by rising slot: the same order for every VMM of the guest. A live
     // machine's back ends are taken out of `fds`; what the supervisor gave is duplicated into `kept`, for a
@@ -30,6 +34,8 @@ public:
         const handoff::proto::Machine& machine, handoff::NamedFds& fds, handoff::NamedFds& kept);
 
     const std::vector<std::unique_ptr<virtio::VirtioDevice>>& all() const { return devices_; }
+    // The device that the console was connected to; null when there is none among these.
+    ConsoleFrontend* console_frontend() const { return frontend_; }
 
     // All of them; see VirtioDevice.
     void hold();
@@ -48,6 +54,7 @@ private:
     Result<void> add_net(
         const handoff::proto::Net& net, uint32_t instance, handoff::NamedFds& fds, handoff::NamedFds& kept);
     Result<void> add_rng();
+    Result<void> add_console();
     // The next slot's place; the device that is made for it is given to add().
     Result<virtio::VirtioDevice::Place> next_place();
     Result<void> add(std::unique_ptr<virtio::VirtioDevice> device);
@@ -56,6 +63,8 @@ private:
     Vm& vm_;
     MmioBus& bus_;
     const GuestMemory& memory_;
+    Console& console_;
+    ConsoleFrontend* frontend_ = nullptr;
     const Purpose purpose_;
     virtio::NoInterrupt no_interrupt_;
     std::deque<KvmEdge> interrupts_;

@@ -29,6 +29,13 @@ public:
     virtual void wake() = 0;
 };
 
+// A machine's device that has no console: what the guest writes vanishes.
+class NoConsole final : public ConsoleBackend {
+public:
+    ConsoleReader reader() const override { return ConsoleReader::kNever; }
+    void wake() override {}
+};
+
 // Called by the loop only; locks itself against vCPU threads.
 class ConsoleFrontend {
 public:
@@ -49,6 +56,10 @@ public:
 
     // ConsoleBackend::reader() may say something else than before, or the loop is at work again.
     virtual void reader_changed() = 0;
+
+    // Bytes of the guest that were lost since it was started, because nobody was there to read them. Any
+    // thread.
+    virtual uint64_t dropped_output() const = 0;
 };
 
 } // namespace liveupdate::vmm

@@ -53,7 +53,7 @@ public:
 
     // Bytes that the guest wrote and that were lost since it was started: nobody was there to read them, or
     // it wrote into a full transmitter.
-    uint64_t dropped_output() const;
+    uint64_t dropped_output() const override;
 
 private:
     struct Registers {

@@ -11,6 +11,7 @@
 #include <array>
 #include <cstring>
 
+#include "handoff/base/deadline.hpp"
 #include "vmm/kvm/vcpu.hpp"
 
 namespace liveupdate::vmm {

@@ -4,9 +4,6 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
-#include <atomic>
-#include <thread>
-
 #include "handoff/base/fd.hpp"
 #include "tests/unit/handoff/support.hpp"
 
@@ -78,20 +75,6 @@ TEST_CASE("a mapping that was moved from is empty, and the memory lives on in th
     CHECK(to.bytes()[1] == std::byte{9});
     CHECK(SharedMapping().data() == nullptr);
     CHECK(SharedMapping().size() == 0);
-}
-
-TEST_CASE("a futex wait ends by a change, by a wake and by its deadline") {
-    std::atomic<uint32_t> word{1};
-    futex_wait(&word, 0, Deadline::never()); // is not 0 any more
-    futex_wait(&word, 1, soon());
-    std::thread waker([&] {
-        word = 2;
-        futex_wake_all(&word);
-    });
-    while (word == 1)
-        futex_wait(&word, 1, Deadline::never());
-    waker.join();
-    CHECK(word == 2);
 }
 
 } // namespace liveupdate::handoff

@@ -21,6 +21,8 @@
 #include "vmm/devices/serial.pb.h"
 #include "vmm/devices/state_message.hpp"
 #include "vmm/devices/virtio/blk.hpp"
+#include "vmm/devices/virtio/console.hpp"
+#include "vmm/devices/virtio/console.pb.h"
 #include "vmm/devices/virtio/net.hpp"
 #include "vmm/devices/virtio/net.pb.h"
 #include "vmm/devices/virtio/rng.hpp"
@@ -154,6 +156,17 @@ void constrain_rng(Message& message, Random& random) {
     transport.mutable_queues(0)->set_size(1u << random() % 7);
 }
 
+std::unique_ptr<Device> make_console(Surroundings& s) {
+    return std::make_unique<virtio::ConsolePort>(
+        s.console, virtio::VirtioDevice::Place{s.ram.memory(), s.interrupt});
+}
+
+void constrain_console(Message& message, Random& random) {
+    auto& console = dynamic_cast<state::VirtioConsole&>(message);
+    constrain_transport(*console.mutable_transport(), 2, random);
+    console.set_taken_of_next(console.taken_of_next() & UINT32_MAX);
+}
+
 void constrain_acpi_pm(Message& message, Random&) {
     auto& pm = dynamic_cast<state::AcpiPm&>(message);
     pm.set_status(pm.status() & 0x0100);
@@ -187,6 +200,8 @@ const std::vector<Subject>& subjects() {
         {"rtc", [](Surroundings& s) { return std::make_unique<Rtc>(s.clock); },
             [] { return std::make_unique<state::Rtc>(); }, constrain_rtc, {}},
         {"virtio-blk", make_disk, [] { return std::make_unique<state::VirtioBlk>(); }, constrain_disk, {}},
+        {"virtio-console", make_console, [] { return std::make_unique<state::VirtioConsole>(); },
+            constrain_console, {}},
         {"virtio-net", make_net, [] { return std::make_unique<state::VirtioNet>(); }, constrain_net, {}},
         {"virtio-rng", make_rng, [] { return std::make_unique<state::VirtioRng>(); }, constrain_rng, {}},
     };

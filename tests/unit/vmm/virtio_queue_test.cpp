@@ -203,6 +203,11 @@ TEST_CASE("chains that cannot be break the ring, with a sentence") {
              d.chain(0, {{0x20000, 16, kDescIndirect, 0}});
          },
             "in an indirect table"},
+        // The queue's own table as an indirect one, without end.
+        {[](DriverQueue& d) {
+             d.chain(0, {{d.descriptors, 16, kDescIndirect, 0}});
+         },
+            "in an indirect table"},
         {[](DriverQueue& d) {
              d.ram.put(0x20000, Desc{0x10000, 16, kDescNext, 0});
              d.chain(0, {{0x20000, 16, kDescIndirect, 0}});

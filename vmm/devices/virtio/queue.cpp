@@ -133,18 +133,18 @@ Result<void> Queue::walk(uint16_t head, Chain& chain) const {
     chain.clear();
     chain.head = head;
     uint32_t budget = layout_.size; // buffers in a chain (2.7.5.3.1), which also ends every loop
-    return walk_table(descriptors_, layout_.size, head, chain, budget);
+    return walk_table(Table::kOfQueue, descriptors_, layout_.size, head, chain, budget);
 }
 
-Result<void> Queue::walk_table(
-    std::span<const uint8_t> table, uint32_t entries, uint32_t first, Chain& chain, uint32_t& budget) const {
-    const bool inner = table.data() != descriptors_.data();
+// Which table it is cannot be told by its place: an indirect one may lie where the queue's own does.
+Result<void> Queue::walk_table(Table kind, std::span<const uint8_t> table, uint32_t entries, uint32_t first,
+    Chain& chain, uint32_t& budget) const {
     for (uint32_t index = first;;) {
         if (index >= entries)
             return broken("descriptor " + std::to_string(index) + " of " + std::to_string(entries));
         const Descriptor current = descriptor(table, index);
         if ((current.flags & kIndirect) != 0) {
-            if (inner) return broken("an indirect table in an indirect table");
+            if (kind == Table::kIndirect) return broken("an indirect table in an indirect table");
             if ((features_ & kFeatureIndirectDesc) == 0) return broken("an indirect table was not agreed on");
             if ((current.flags & kNext) != 0) return broken("a descriptor after an indirect table");
             return walk_indirect(current, chain, budget);
@@ -162,7 +162,7 @@ Result<void> Queue::walk_indirect(const Descriptor& outer, Chain& chain, uint32_
     auto table = memory_->at(outer.address, outer.length);
     if (!table) return std::move(table).error().context("indirect table");
     const auto entries = static_cast<uint32_t>(outer.length / kDescriptorBytes);
-    return walk_table(*table, entries, 0, chain, budget);
+    return walk_table(Table::kIndirect, *table, entries, 0, chain, budget);
 }
 
 Result<void> Queue::add_buffer(const Descriptor& from, Chain& chain) const {

@@ -100,8 +100,9 @@ private:
     uint16_t load16(uint8_t* at) const;
     void store16(uint8_t* at, uint16_t value) const;
     Descriptor descriptor(std::span<const uint8_t> table, uint32_t index) const;
-    Result<void> walk_table(std::span<const uint8_t> table, uint32_t entries, uint32_t first, Chain& chain,
-        uint32_t& budget) const;
+    enum class Table { kOfQueue, kIndirect };
+    Result<void> walk_table(Table kind, std::span<const uint8_t> table, uint32_t entries, uint32_t first,
+        Chain& chain, uint32_t& budget) const;
     Result<void> walk_indirect(const Descriptor& descriptor, Chain& chain, uint32_t& budget) const;
     Result<void> add_buffer(const Descriptor& descriptor, Chain& chain) const;
 

@@ -1,35 +1,14 @@
 #include "vmm/devices/virtio/worker.hpp"
 
-#include <linux/futex.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/epoll.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
-
 #include "handoff/base/fd.hpp"
+#include "handoff/base/futex.hpp"
 
 namespace liveupdate::vmm::virtio {
-namespace {
-
-constexpr auto kLongestSleep = std::chrono::hours(1);
-
-// Returns when the word is no longer `seen`, on a wake, a signal or at the deadline: callers look again.
-void futex_wait(const std::atomic<uint32_t>& word, uint32_t seen, Deadline deadline) {
-    const auto left = std::min<std::chrono::nanoseconds>(deadline.left(), kLongestSleep).count();
-    timespec span{};
-    span.tv_sec = left / 1'000'000'000;
-    span.tv_nsec = left % 1'000'000'000;
-    ::syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, seen, &span, nullptr, 0);
-}
-
-void futex_wake_all(const std::atomic<uint32_t>& word) {
-    ::syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
-}
-
-} // namespace
 
 Result<void> Worker::open() {
     epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
@@ -66,7 +45,7 @@ void Worker::stop() {
     if (!thread_.joinable()) return;
     quit_.store(true);
     wake();
-    futex_wake_all(state_);
+    futex_wake_all(&state_, FutexScope::kPrivate);
     thread_.join();
 }
 
@@ -84,14 +63,14 @@ bool Worker::await_held(Deadline deadline) const {
         const uint32_t seen = state_.load(std::memory_order_acquire);
         if ((seen & kWorking) == 0) return true;
         if (deadline.passed()) return false;
-        futex_wait(state_, seen, deadline);
+        futex_wait(&state_, seen, deadline, FutexScope::kPrivate);
     }
 }
 
 void Worker::unhold(Reason reason) {
     look_.store(true, std::memory_order_release);
     state_.fetch_and(~uint32_t{reason}, std::memory_order_acq_rel);
-    futex_wake_all(state_);
+    futex_wake_all(&state_, FutexScope::kPrivate);
     wake();
 }
 
@@ -102,7 +81,7 @@ bool Worker::begin_round() {
         if (seen != 0) {
             // Parked in a system call that signals interrupt: the kernel completes requests of this thread's
             // io_uring in it.
-            futex_wait(state_, seen, Deadline::never());
+            futex_wait(&state_, seen, Deadline::never(), FutexScope::kPrivate);
             seen = state_.load(std::memory_order_acquire);
         } else if (state_.compare_exchange_weak(seen, kWorking, std::memory_order_acq_rel)) {
             return true;
@@ -111,7 +90,8 @@ bool Worker::begin_round() {
 }
 
 void Worker::end_round() {
-    if (state_.fetch_and(~kWorking, std::memory_order_acq_rel) != kWorking) futex_wake_all(state_);
+    if (state_.fetch_and(~kWorking, std::memory_order_acq_rel) != kWorking)
+        futex_wake_all(&state_, FutexScope::kPrivate);
 }
 
 void Worker::main() {
