@@ -6,6 +6,8 @@
 
 #include <algorithm>
 
+#include "vmm/kvm/internal_error.hpp"
+
 namespace liveupdate::vmm {
 
 int kick_signal() {
@@ -139,9 +141,8 @@ bool VcpuThread::handle_exit() {
             machine_.request_reset();
         return true;
     case KVM_EXIT_INTERNAL_ERROR:
-        machine_.fault("vCPU " + std::to_string(vcpu_.index()) + ": KVM internal error " +
-                       std::to_string(page.internal.suberror) +
-                       " (1: an instruction that it cannot emulate)");
+        machine_.fault("vCPU " + std::to_string(vcpu_.index()) + ": " +
+                       describe_internal_error(page, vcpu_.instruction_pointer()));
         return true;
     case KVM_EXIT_FAIL_ENTRY:
         machine_.fault("vCPU " + std::to_string(vcpu_.index()) +

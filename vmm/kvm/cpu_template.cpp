@@ -40,6 +40,9 @@ constexpr uint32_t kLeaf7Edx = bits({10, 26, 27, 29, 31});
 // SYSCALL, NX, 1 GiB pages, RDTSCP, LM and the copies of leaf 1 that AMD shows.
 constexpr uint32_t kExtEdx = kLeaf1Edx | bits({11, 20, 26, 27, 29});
 constexpr uint32_t kExtEcx = bits({0, 5, 8});
+// XSAVEERPTR, without which a guest on AMD clears the FPU's error pointers by hand at each switch of tasks;
+// IBPB, IBRS, STIBP, SSBD.
+constexpr uint32_t kLeaf80000008Ebx = bits({2, 12, 14, 15, 24});
 
 struct Template {
     std::string_view name;
@@ -72,7 +75,7 @@ std::vector<LeafMask> masks_of(const Template& t) {
         {0x80000005, 0, kAll, kAll, kAll, kAll},
         {0x80000006, 0, kAll, kAll, kAll, kAll},
         {0x80000007, 0, 0, 0, 0, bits({8})}, // invariant TSC
-        {0x80000008, 0, kAll, bits({12, 14, 15, 24}), 0, 0},
+        {0x80000008, 0, kAll, kLeaf80000008Ebx, 0, 0},
     };
 }
 

@@ -114,6 +114,12 @@ Result<bool> Vcpu::enter() {
     return Error::from_errno("KVM_RUN of vCPU " + std::to_string(index_));
 }
 
+std::optional<uint64_t> Vcpu::instruction_pointer() const {
+    kvm_regs registers{};
+    if (::ioctl(fd_.get(), KVM_GET_REGS, &registers) != 0) return std::nullopt;
+    return registers.rip;
+}
+
 // Linux's Documentation/virt/kvm/api.rst, KVM_SET_SIGNAL_MASK: a signal that only KVM_RUN's mask lets through
 // ends it. KVM looks for one after it has loaded its MMU and before it enters the guest.
 Result<void> Vcpu::warm_up(int signal) {

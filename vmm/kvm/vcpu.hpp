@@ -48,6 +48,9 @@ public:
     // Runs the guest until an exit; the value is false when a signal or immediate_exit ended it.
     Result<bool> enter();
 
+    // Where the guest stands; nothing when KVM does not say. On the vCPU's own thread, outside enter().
+    std::optional<uint64_t> instruction_pointer() const;
+
     // Lets KVM make what it makes in the first KVM_RUN (shadow page caches and roots, a thread) without
     // running the guest: on the thread that is to run it, before the guest has arrived. `signal` is one that
     // the process handles; it is pending throughout, so KVM turns round in front of the guest.
