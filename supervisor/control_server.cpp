@@ -4,6 +4,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -33,6 +34,18 @@ Result<UniqueFd> listen_at(const ControlServerOptions& options) {
     return listener;
 }
 
+bool listens_at(int socket, const std::string& path) {
+    sockaddr_un address{};
+    socklen_t size = sizeof(address);
+    int listening = 0;
+    socklen_t listening_size = sizeof(listening);
+    struct stat there {};
+    return socket >= 0 && ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size) == 0 &&
+           address.sun_family == AF_UNIX && path == address.sun_path &&
+           ::getsockopt(socket, SOL_SOCKET, SO_ACCEPTCONN, &listening, &listening_size) == 0 &&
+           listening != 0 && ::lstat(path.c_str(), &there) == 0 && S_ISSOCK(there.st_mode);
+}
+
 } // namespace
 
 class ControlServer::Inner {
@@ -40,7 +53,8 @@ public:
     Inner(systemd::EventLoop& loop, ControlHandler& handler, ControlServerOptions options)
         : loop_(loop), handler_(handler), options_(std::move(options)) {}
     ~Inner();
-    Result<void> start();
+    Result<void> start(UniqueFd inherited);
+    int listener() const { return listener_.get(); }
     size_t clients() const { return connections_.size(); }
 
 private:
@@ -67,8 +81,12 @@ ControlServer::Inner::~Inner() {
     if (ours) ::unlink(options_.path.c_str());
 }
 
-Result<void> ControlServer::Inner::start() {
-    TRY_ASSIGN(UniqueFd listener, listen_at(options_));
+Result<void> ControlServer::Inner::start(UniqueFd inherited) {
+    UniqueFd listener = std::move(inherited);
+    if (!listens_at(listener.get(), options_.path)) {
+        listener.reset(); // else it would answer as another supervisor
+        TRY_ASSIGN(listener, listen_at(options_));
+    }
     if (::lstat(options_.path.c_str(), &bound_) < 0) return Error::from_errno("stat " + options_.path);
     listener_ = std::move(listener);
     TRY_ASSIGN(spare_, fd::open("/dev/null", O_RDONLY));
@@ -120,10 +138,14 @@ size_t ControlServer::clients() const {
     return inner_->clients();
 }
 
+int ControlServer::listener() const {
+    return inner_->listener();
+}
+
 Result<std::unique_ptr<ControlServer>> ControlServer::create(
-    systemd::EventLoop& loop, ControlHandler& handler, ControlServerOptions options) {
+    systemd::EventLoop& loop, ControlHandler& handler, ControlServerOptions options, UniqueFd inherited) {
     auto inner = std::make_unique<Inner>(loop, handler, std::move(options));
-    TRY(inner->start().context("control socket"));
+    TRY(inner->start(std::move(inherited)).context("control socket"));
     return std::unique_ptr<ControlServer>(new ControlServer(std::move(inner)));
 }
 

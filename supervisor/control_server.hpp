@@ -11,6 +11,7 @@
 #include <string>
 
 #include "handoff/base/result.hpp"
+#include "handoff/base/unique_fd.hpp"
 #include "supervisor/access.hpp"
 #include "supervisor/control_protocol.hpp"
 #include "systemd/event_loop.hpp"
@@ -52,14 +53,17 @@ class ControlServer {
 public:
     // Listens at once; socket 0660, of the group when one is configured. kBusy when somebody answers at the
     // path already; a socket that nobody answers at is replaced. `loop` and `handler` outlive the server.
-    static Result<std::unique_ptr<ControlServer>> create(
-        systemd::EventLoop& loop, ControlHandler& handler, ControlServerOptions options);
+    // `inherited`: the listening socket of a predecessor, whose waiting clients are served; it is used if it
+    // still is what lies at the path.
+    static Result<std::unique_ptr<ControlServer>> create(systemd::EventLoop& loop, ControlHandler& handler,
+        ControlServerOptions options, UniqueFd inherited = {});
     ControlServer(const ControlServer&) = delete;
     ControlServer& operator=(const ControlServer&) = delete;
     // Drops every client and removes the socket, if it is still ours.
     ~ControlServer();
 
     size_t clients() const;
+    int listener() const; // borrowed
 
 private:
     class Inner;

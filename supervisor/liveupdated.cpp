@@ -1,9 +1,9 @@
 // liveupdated: the supervisor of one VM.
 #include <fcntl.h>
 #include <signal.h>
-#include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/file.h>
+#include <systemd/sd-event.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -14,7 +14,9 @@
 #include "supervisor/access.hpp"
 #include "supervisor/config.hpp"
 #include "supervisor/exit_code.hpp"
+#include "supervisor/journal.hpp"
 #include "supervisor/paths.hpp"
+#include "supervisor/service.hpp"
 #include "supervisor/vm.hpp"
 #include "systemd/event_loop.hpp"
 
@@ -32,7 +34,7 @@ Result<UniqueFd> lock_vm(const VmConfig& config, const Paths& paths) {
     // A supervisor that has just been told to stop may hold it for a moment longer.
     const Deadline deadline = Deadline::after(kLockTime);
     while (::flock(file.get(), LOCK_EX | LOCK_NB) < 0) {
-        if (deadline.passed()) return Error(ErrorCode::kBusy, config.name + " has a supervisor already");
+        if (deadline.passed()) return Error(ErrorCode::kRefused, config.name + " has a supervisor already");
         ::usleep(10'000);
     }
     const std::string pid = std::to_string(::getpid()) + "\n";
@@ -51,16 +53,33 @@ Result<int> supervise(const std::string& config_path) {
         spdlog::warn("{}: {}", config.name, warning);
     TRY_ASSIGN(AccessPolicy access, resolve_access(config.owner, config.group));
 
+    std::vector<std::string> warnings;
+    Service service = Service::of_this_process(config.name, warnings);
+    for (const std::string& warning : warnings)
+        spdlog::warn("{}: {}", config.name, warning);
+    handoff::NamedFds kept = service.take_kept();
+    UniqueFd control = std::move(kept["control"]);
+    kept.erase("control");
+
     TRY_ASSIGN(const auto loop, systemd::EventLoop::create());
-    VmSupervisor vm(*loop, config, paths, std::move(history));
+    VmSupervisor vm(*loop, config, paths, std::move(history), service);
     TRY_ASSIGN(const auto term, loop->add_signal(SIGTERM, [&](const signalfd_siginfo&) { vm.stop(); }));
     TRY_ASSIGN(const auto interrupt, loop->add_signal(SIGINT, [&](const signalfd_siginfo&) { vm.stop(); }));
-    TRY(vm.start());
+    TRY(vm.start(std::move(kept)));
     ControlServerOptions options;
     options.path = paths.control_socket(config.name);
     options.access = std::move(access);
-    TRY_ASSIGN(const auto server, ControlServer::create(*loop, vm, std::move(options)));
+    TRY_ASSIGN(const auto server, ControlServer::create(*loop, vm, std::move(options), std::move(control)));
+    vm.listen_on(server->listener());
+    if (sd_event_set_watchdog(loop->native(), 1) < 0)
+        spdlog::warn("{}: the service manager's watchdog is not served", config.name);
     return loop->run();
+}
+
+// 75 (EX_TEMPFAIL): a VMM lives that cannot be adopted now; the unit file asks for another start.
+int exit_status(ErrorCode code) {
+    if (code == ErrorCode::kInvalid) return 2;
+    return code == ErrorCode::kBusy ? 75 : 1;
 }
 
 } // namespace
@@ -80,12 +99,11 @@ int main(int argc, char** argv) {
         return app.exit(e) == 0 ? 0 : 2;
     }
     ::signal(SIGPIPE, SIG_IGN);
-    spdlog::set_default_logger(spdlog::stderr_logger_mt("liveupdated"));
-    spdlog::set_pattern("%Y-%m-%d %H:%M:%S.%e %l %v");
+    open_log();
     auto code = supervise(config);
     if (!code) {
         std::fprintf(stderr, "liveupdated: %s\n", code.error().message.c_str());
-        return code.error().code == ErrorCode::kInvalid ? 2 : 1;
+        return exit_status(code.error().code);
     }
     return *code;
 }

@@ -94,6 +94,13 @@ std::string Paths::config(std::string_view name) const {
     return config_dir + "/" + std::string(name) + ".toml";
 }
 
+std::string Paths::host_policy() const {
+    return std::filesystem::path(config_dir).parent_path() / "liveupdate.toml";
+}
+std::string Paths::rollout_slot(unsigned number) const {
+    return runtime_dir + "/.slot-" + std::to_string(number);
+}
+
 Result<Paths> resolve_paths(uid_t uid, const Environment& environment) {
     const Place runtime{
         "LIVEUPDATE_RUNTIME_DIR", "/run/liveupdate", "XDG_RUNTIME_DIR", nullptr, "/liveupdate"};

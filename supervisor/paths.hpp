@@ -33,6 +33,8 @@ struct Paths {
     std::string vm_state_dir(std::string_view name) const;
     std::string history(std::string_view name) const;
     std::string config(std::string_view name) const;
+    std::string host_policy() const; // liveupdate.toml, beside the folder of the VM files
+    std::string rollout_slot(unsigned number) const;
 };
 
 // The value of an environment variable, or nullptr.

@@ -85,6 +85,7 @@ Result<void> Update::negotiate() {
         at_.paths.vm_runtime_dir(at_.config.name) + "/vmm-" + std::to_string(participant) + ".sock";
     TRY_ASSIGN(
         destination_, VmmProcess::spawn(request_.binary, participant, socket, deadline_, at_.cancel_fd));
+    if (at_.on_spawned) at_.on_spawned(destination_);
     record_.to.version = destination_.offer().version();
     TRY(reach(Phase::kNegotiating));
 

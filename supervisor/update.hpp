@@ -45,6 +45,8 @@ public:
         int cancel_fd;
         // Called as phases begin, on the update's thread.
         std::function<void(handoff::Phase, uint64_t elapsed_us)> on_phase;
+        // Called once the destination answers, before it is given anything, on the update's thread.
+        std::function<void(const VmmProcess& destination)> on_spawned;
     };
 
     Update(Context context, UpdateRequest request, std::string id);

@@ -10,6 +10,7 @@
 
 #include "handoff/base/fd.hpp"
 #include "liveupdate_version.hpp"
+#include "supervisor/journal.hpp"
 
 namespace liveupdate::supervisor {
 namespace {
@@ -34,12 +35,16 @@ std::vector<std::string> session_sockets(const std::string& directory) {
 
 } // namespace
 
-VmSupervisor::VmSupervisor(systemd::EventLoop& loop, VmConfig config, Paths paths, History history)
-    : loop_(loop), config_(std::move(config)), paths_(std::move(paths)), history_(std::move(history)),
-      test_faults_(std::getenv("LIVEUPDATE_TEST_FAULTS") != nullptr) {}
+VmSupervisor::VmSupervisor(
+    systemd::EventLoop& loop, VmConfig config, Paths paths, History history, Service& service)
+    : loop_(loop), service_(service), config_(std::move(config)), paths_(std::move(paths)),
+      history_(std::move(history)), test_faults_(std::getenv("LIVEUPDATE_TEST_FAULTS") != nullptr) {}
 
 VmSupervisor::~VmSupervisor() {
     if (update_thread_.joinable()) update_thread_.join();
+    // A supervisor that fails is no reason for a guest to end, once somebody has seen it run.
+    const bool runs = state_ == State::kRunning || state_ == State::kUpdating;
+    if (runs && (adopted_ || listener_ >= 0)) vmm_.forget();
 }
 
 std::string_view VmSupervisor::word(State state) {
@@ -60,16 +65,23 @@ std::string_view VmSupervisor::word(State state) {
     return "unknown";
 }
 
-Result<void> VmSupervisor::start() {
-    TRY_ASSIGN(const bool adopted, adopt());
-    if (!adopted) TRY(launch());
-    watch();
+Result<void> VmSupervisor::start(handoff::NamedFds kept) {
+    auto adopted = adopt(kept);
+    // Whoever it is may be on its way out, or in the middle of a switchover.
+    if (!adopted) return Error(ErrorCode::kBusy, adopted.error().message);
+    if (!*adopted && kept.contains("baton")) {
+        guest_gone("its VMM ended while no supervisor was there");
+        return {};
+    }
+    if (!*adopted) TRY(launch());
+    take_previous(kept);
     state_ = State::kRunning;
+    watch();
     return {};
 }
 
 // VMMs of a former supervisor: the owner of the guest is taken over, all others are told to end.
-Result<bool> VmSupervisor::adopt() {
+Result<bool> VmSupervisor::adopt(const handoff::NamedFds& kept) {
     for (const std::string& socket : session_sockets(paths_.vm_runtime_dir(config_.name))) {
         auto process = VmmProcess::connect(socket, Deadline::after(kConnectTime));
         if (!process) {
@@ -84,16 +96,16 @@ Result<bool> VmSupervisor::adopt() {
             continue;
         }
         if (process->participant() == 0) continue; // its end is in VmmProcess's destructor
-        Message message;
-        message.mutable_adopt();
-        TRY_ASSIGN(handoff::Received answer,
-            process->request(std::move(message), {}, Message::kAdopted, Deadline::after(kConnectTime))
-                .context("adopt the VMM that runs the guest"));
-        TRY_ASSIGN(files_, GuestFiles::adopt(answer.message.adopted().manifest(), std::move(answer.fds)));
+        if (auto taken = take_over(*process, kept); !taken) {
+            process->forget(); // it runs the guest, whatever is wrong with it or with us
+            return std::move(taken).error();
+        }
         vmm_ = std::move(process).value();
-        spdlog::info(
-            "{}: adopted the VMM with pid {} ({})", config_.name, vmm_.pid(), vmm_.binary().info.path);
+        adopted_ = true;
+        log_event({EventKind::kRecovered, config_.name, "", "", "",
+            "adopted the VMM with pid " + std::to_string(vmm_.pid()) + " (" + vmm_.binary().info.path + ")"});
     }
+    if (!vmm_) TRY(await_end_of_kept(kept));
     return static_cast<bool>(vmm_);
 }
 
@@ -104,6 +116,7 @@ Result<void> VmSupervisor::launch() {
     const Deadline deadline = Deadline::after(kLaunchTime);
     const std::string socket = paths_.vm_runtime_dir(config_.name) + "/vmm-1.sock";
     TRY_ASSIGN(vmm_, VmmProcess::spawn(binary, 1, socket, deadline, -1));
+    service_.shelter(vmm_.pid(), vmm_.pidfd());
     Message message;
     *message.mutable_launch()->mutable_manifest() = handoff::to_message(files_->manifest);
     message.mutable_launch()->set_participant(1);
@@ -115,8 +128,9 @@ Result<void> VmSupervisor::launch() {
         vmm_.kill();
         return std::move(launched).error().context("start the guest");
     }
-    spdlog::info("{}: started in {} {} (build-id {}), pid {}", config_.name, vmm_.offer().implementation(),
-        vmm_.offer().version(), short_build_id(vmm_.binary().info.build_id), vmm_.pid());
+    log_event({EventKind::kStarted, config_.name, "", "", "source",
+        "started in " + vmm_.offer().implementation() + " " + vmm_.offer().version() + " (build-id " +
+            short_build_id(vmm_.binary().info.build_id) + "), pid " + std::to_string(vmm_.pid())});
     return {};
 }
 
@@ -124,6 +138,8 @@ void VmSupervisor::watch() {
     running_ = {vmm_.binary().info.path, vmm_.offer().version(), vmm_.binary().info.build_id};
     running_pid_ = vmm_.pid();
     running_since_ = vmm_.offer().started_unix();
+    keep_for_successor();
+    tell_status();
     auto pidfd = loop_.add_io(vmm_.pidfd(), EPOLLIN, [this](uint32_t) { vmm_spoke(); });
     auto channel = loop_.add_io(vmm_.channel_fd(), EPOLLIN, [this](uint32_t) { vmm_spoke(); });
     if (pidfd) pidfd_source_ = std::move(pidfd).value();
@@ -174,10 +190,12 @@ void VmSupervisor::guest_event(const handoff::proto::GuestEvent& event) {
 
 void VmSupervisor::guest_gone(const std::string& why) {
     if (state_ == State::kStopping) return finish_stop("cut", Deadline::after({}));
-    spdlog::error("{}: the guest is lost: {}", config_.name, why);
+    log_event({EventKind::kLost, config_.name, "", "", "", "the guest is lost: " + why});
     lost_why_ = why;
     state_ = State::kLost;
     running_pid_ = 0;
+    keep_for_successor();
+    tell_status();
     if (config_.on_lost == OnLost::kRestart) restart_guest("the policy on_lost says so");
 }
 
@@ -192,8 +210,8 @@ void VmSupervisor::restart_guest(const std::string& why) {
         spdlog::error("{}: {}", config_.name, launched.error().message);
         return;
     }
-    watch();
     state_ = State::kRunning;
+    watch();
 }
 
 void VmSupervisor::handle(nlohmann::json request, std::shared_ptr<ControlReply> reply) {
@@ -212,6 +230,7 @@ void VmSupervisor::handle(nlohmann::json request, std::shared_ptr<ControlReply> 
         return reply->finish({{"update", updating ? nlohmann::json(update_id_) : nlohmann::json(nullptr)}});
     }
     if (command == "stop") return begin_stop(request, std::move(reply));
+    if (command == "reexec") return begin_reexec(reply);
     reply->fail({ErrorCode::kInvalid, "there is no command '" + command + "'"});
 }
 
@@ -319,14 +338,20 @@ void VmSupervisor::run_update(UpdateRequest request, std::shared_ptr<ControlRepl
     state_ = State::kUpdating;
     update_id_ = new_update_id();
     update_phase_ = "negotiating";
+    service_.reloading();
+    tell_status();
     const auto on_phase = [this, reply](handoff::Phase phase, uint64_t elapsed_us) {
         reply->event({{"phase", to_string(phase)}, {"update", update_id_}, {"elapsed_us", elapsed_us}});
-        loop_.post([this, phase] { update_phase_ = to_string(phase); });
+        loop_.post([this, phase] {
+            update_phase_ = to_string(phase);
+            tell_status();
+        });
     };
+    const auto on_spawned = [this](const VmmProcess& vmm) { service_.shelter(vmm.pid(), vmm.pidfd()); };
     if (update_thread_.joinable()) update_thread_.join();
-    update_thread_ = std::thread([this, request = std::move(request), reply, on_phase]() mutable {
-        Update update(
-            {config_, paths_, *files_, vmm_, cancel_fd_.get(), on_phase}, std::move(request), update_id_);
+    update_thread_ = std::thread([this, request = std::move(request), reply, on_phase, on_spawned]() mutable {
+        Update update({config_, paths_, *files_, vmm_, cancel_fd_.get(), on_phase, on_spawned},
+            std::move(request), update_id_);
         UpdateRecord record = update.run();
         auto previous = std::make_shared<std::optional<OpenBinary>>(update.take_previous());
         loop_.post([this, record = std::move(record), previous, reply]() mutable {
@@ -342,15 +367,16 @@ void VmSupervisor::update_over(
         previous_ = std::move(previous);
         previous_version_ = record.from.version;
     }
-    spdlog::info("{}: {} {} {}: {}{}{}", config_.name, to_string(record.kind), record.id,
-        to_string(record.outcome),
-        record.blackout_us ? "blackout " + std::to_string(*record.blackout_us) + " us" : "no blackout",
-        record.reason.empty() ? "" : "; ", record.reason);
+    log_end(record);
     if (auto kept = history_.append(record); !kept)
         spdlog::error("{}: the history could not be written: {}", config_.name, kept.error().message);
+    const bool was_updating = state_ == State::kUpdating;
+    if (was_updating) {
+        state_ = State::kRunning;
+        service_.ready(); // before the answer, which ends a reload
+    }
     reply->finish(to_json(record));
-    if (state_ != State::kUpdating) return;
-    state_ = State::kRunning;
+    if (!was_updating) return;
     if (vmm_)
         watch();
     else

@@ -15,6 +15,7 @@
 #include "supervisor/guest_files.hpp"
 #include "supervisor/history.hpp"
 #include "supervisor/paths.hpp"
+#include "supervisor/service.hpp"
 #include "supervisor/update.hpp"
 #include "supervisor/vmm_process.hpp"
 #include "systemd/event_loop.hpp"
@@ -23,11 +24,15 @@ namespace liveupdate::supervisor {
 
 class VmSupervisor final : public ControlHandler {
 public:
-    VmSupervisor(systemd::EventLoop& loop, VmConfig config, Paths paths, History history);
+    VmSupervisor(systemd::EventLoop& loop, VmConfig config, Paths paths, History history, Service& service);
     ~VmSupervisor() override;
 
-    // Adopts the VMM that still runs this guest, or starts one. Before the loop runs.
-    Result<void> start();
+    // Adopts the VMM that still runs this guest, or starts one. `kept` is what a former supervisor has left
+    // with the service manager; empty otherwise. Before the loop runs. kBusy: a VMM may run the guest and
+    // cannot be adopted now; try again.
+    Result<void> start(handoff::NamedFds kept);
+    // The control socket is there: tells the service manager so, and leaves the listening socket with it.
+    void listen_on(int listener);
     // Ends the guest and then the loop: the guest is asked to power off, and given [policy] stop_timeout for
     // it. Called once more, it is not waited for any longer.
     void stop();
@@ -38,7 +43,7 @@ private:
     enum class State { kStarting, kRunning, kUpdating, kStopping, kStopped, kLost };
     static std::string_view word(State state);
 
-    Result<bool> adopt();
+    Result<bool> adopt(const handoff::NamedFds& kept);
     Result<void> launch();
     void watch();
     void unwatch();
@@ -63,7 +68,21 @@ private:
     void guest_ended_stopping(const handoff::proto::GuestEvent& event);
     void finish_stop(std::string_view guest, Deadline vmm_deadline);
 
+    // vm_service.cpp
+    Result<void> take_over(VmmProcess& owner, const handoff::NamedFds& kept);
+    Result<void> check_against_kept(const handoff::NamedFds& kept) const;
+    Result<void> await_end_of_kept(const handoff::NamedFds& kept) const;
+    void take_previous(handoff::NamedFds& kept);
+    std::vector<handoff::FdToSend> keepsakes() const;
+    void keep_for_successor();
+    std::string status_line() const;
+    void tell_status();
+    void log_end(const UpdateRecord& record) const;
+    void begin_reexec(const std::shared_ptr<ControlReply>& reply);
+    void become(const std::string& program);
+
     systemd::EventLoop& loop_;
+    Service& service_;
     VmConfig config_;
     Paths paths_;
     History history_;
@@ -80,6 +99,10 @@ private:
 
     systemd::Source pidfd_source_;
     systemd::Source channel_source_;
+
+    bool adopted_ = false;
+    int listener_ = -1; // of the control socket; borrowed
+    systemd::Source status_timer_;
 
     std::vector<std::shared_ptr<ControlReply>> stop_replies_;
     systemd::Source stop_timer_; // active while the guest shuts down

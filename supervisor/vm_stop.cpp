@@ -44,6 +44,8 @@ void VmSupervisor::stop_guest(milliseconds guest_time, Deadline vmm_deadline) {
         if (update_thread_.joinable()) update_thread_.join();
     }
     state_ = State::kStopping;
+    service_.stopping(guest_time + kAskTime + 2 * kVmmEndTime);
+    tell_status();
     if (guest_time.count() == 0 || !ask_guest_to_end()) return finish_stop("cut", vmm_deadline);
     auto timer = loop_.add_timer(guest_time, [this] {
         spdlog::warn("{}: the guest was asked to power off and has not; its power is cut", config_.name);
@@ -85,6 +87,7 @@ void VmSupervisor::finish_stop(std::string_view guest, Deadline vmm_deadline) {
     message.mutable_stop();
     if (vmm_) static_cast<void>(vmm_.tell(std::move(message)));
     vmm_.wait_or_kill(vmm_deadline);
+    keep_for_successor(); // nothing of this guest
     // What we made ourselves; a file with the guest's words is the user's.
     if (config_.console != ConsoleType::kFile) ::unlink(console_path(config_, paths_).c_str());
     state_ = State::kStopped;

@@ -42,6 +42,19 @@ std::string printable(std::string text, size_t limit) {
     return text;
 }
 
+// What our service manager tells us concerns nobody else.
+std::vector<char*> environment_for_vmm() {
+    std::vector<char*> variables;
+    for (char** v = environ; *v != nullptr; ++v) {
+        const std::string_view text(*v);
+        const bool ours = text.starts_with("NOTIFY_SOCKET=") || text.starts_with("LISTEN_") ||
+                          text.starts_with("WATCHDOG_") || text.starts_with("FDSTORE=");
+        if (!ours) variables.push_back(*v);
+    }
+    variables.push_back(nullptr);
+    return variables;
+}
+
 class FileActions {
 public:
     FileActions() { ::posix_spawn_file_actions_init(&actions_); }
@@ -106,7 +119,8 @@ Result<void> VmmProcess::start(const std::string& socket_path) {
     const SpawnAttributes attributes;
     std::string path = binary_.exec_path(), option = "--session-fd", number = std::to_string(kChildSessionFd);
     char* argv[] = {path.data(), option.data(), number.data(), nullptr};
-    const int failed = ::posix_spawn(&pid_, path.c_str(), actions.get(), attributes.get(), argv, environ);
+    const int failed = ::posix_spawn(
+        &pid_, path.c_str(), actions.get(), attributes.get(), argv, environment_for_vmm().data());
     if (failed != 0) {
         errno = failed;
         return Error::from_errno("start " + binary_.info.path);
@@ -156,7 +170,16 @@ Result<VmmProcess> VmmProcess::connect(const std::string& socket_path, Deadline 
     process.pid_ = answer.sender.pid;
     process.offer_ = answer.message.offer();
     process.participant_ = static_cast<handoff::Participant>(process.offer_.participant());
-    TRY_ASSIGN(process.binary_, OpenBinary::of_process(process.pid_));
+    auto binary = OpenBinary::of_process(process.pid_);
+    if (!binary) {
+        process.forget(); // it may run the guest
+        return std::move(binary).error();
+    }
+    process.binary_ = std::move(binary).value();
+    // A supervisor that was replaced by exec is still its parent.
+    siginfo_t info{};
+    process.is_child_ =
+        ::waitid(P_PID, static_cast<id_t>(process.pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0;
     return process;
 }
 

@@ -52,6 +52,7 @@ ExitCode parse_and_run(CliIo& io, std::vector<std::string> arguments) {
     app.add_flag("--version", version, "the same as `version`");
     Action chosen;
     add_update_commands(app, chosen);
+    add_rollout_commands(app, chosen);
     add_inspect_commands(app, chosen);
     add_lifecycle_commands(app, chosen);
     add_console_command(app, chosen);

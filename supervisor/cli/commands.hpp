@@ -17,6 +17,7 @@ using Action = std::function<ExitCode(CliIo&)>;
 void add_lifecycle_commands(CLI::App& app, Action& chosen); // start, stop
 void add_inspect_commands(CLI::App& app, Action& chosen);   // list, status, history
 void add_update_commands(CLI::App& app, Action& chosen);    // now, plan, abort, rollback
+void add_rollout_commands(CLI::App& app, Action& chosen);   // reload, rollout
 void add_console_command(CLI::App& app, Action& chosen);
 void add_doctor_command(CLI::App& app, Action& chosen);
 

@@ -1,0 +1,35 @@
+// Moves a process out of its service's control group into a scope of its own, so that nothing that stops,
+// kills or restarts the service takes it along.
+#pragma once
+
+#include <sys/types.h>
+
+#include <optional>
+#include <string>
+
+#include "handoff/base/deadline.hpp"
+#include "handoff/base/result.hpp"
+
+namespace liveupdate::systemd {
+
+enum class Manager { kSystem, kUser };
+
+struct OwnUnit {
+    std::string name; // "liveupdate@web1.service"
+    Manager manager{};
+};
+
+// The service that this process is the main process of. None when no manager started it as one.
+std::optional<OwnUnit> own_unit();
+
+struct ScopeRequest {
+    std::string name; // ends in .scope; no such unit exists yet
+    std::string description;
+    std::string slice; // empty: the manager's default
+    OwnUnit service;   // of which the process came; the host's shutdown stops this first, then the scope
+};
+
+// Asks the manager over D-Bus and waits until the process is in the scope. kNotFound when there is no bus.
+Result<void> move_to_scope(pid_t pid, const ScopeRequest& request, Deadline deadline);
+
+} // namespace liveupdate::systemd

@@ -1,0 +1,77 @@
+# Sourced by the tests of this folder: a real systemd with the built packages installed, and small words to test
+# with. Usage of each test: NAME_test.sh BUILD_FOLDER SOURCE_FOLDER
+set -euo pipefail
+
+build=$(readlink -f "$1") source=$(readlink -f "$2")
+work=$(mktemp -d "${TMPDIR:-/tmp}/liveupdate-systemd-XXXXXX")
+machine=$work/machine
+failures=0
+
+cleanup() {
+    local status=$?
+    if (( status != 0 && status != 77 )) && [[ -e $machine/init ]]; then
+        inside journalctl --no-pager -n 60 || true
+    fi
+    "$source/tests/support/real_systemd" stop "$machine" || true
+    rm -rf "$work"
+}
+trap cleanup EXIT
+
+inside() { "$source/tests/support/real_systemd" run "$machine" "$@"; }
+say() { printf '== %s\n' "$*"; }
+fail() { printf 'FAILED: %s\n' "$*"; exit 1; }
+contains() { [[ $1 == *"$2"* ]] || fail "'$2' is missing in: $1"; }
+
+# Boots, with the packages of this build installed.
+boot() {
+    command -v dpkg-deb >/dev/null || { echo "SKIPPED: there is no dpkg"; exit 77; }
+    "$source/tests/support/real_systemd" start "$machine" "$build" "$work"
+    (cd "$build" && flock "$build/packages.lock" cpack -G DEB -B "$work/packages" >"$work/cpack.log" 2>&1) ||
+        { cat "$work/cpack.log"; fail "cpack"; }
+    inside sh -c "dpkg -i $work/packages/liveupdate_*.deb $work/packages/liveupdate-vmm_*.deb" >"$work/dpkg.log" 2>&1 ||
+        { cat "$work/dpkg.log"; fail "the packages cannot be installed"; }
+}
+
+# vm_file NAME [TOML]: a guest that counts, with the witness page.
+vm_file() {
+    mkdir -p "$work/vms"
+    cat >"$work/vms/$1.toml" <<TOML
+[machine]
+vcpus = 1
+kernel = "$build/tests/guests/clock.elf"
+cmdline = "vcpus=1 gap_us=50 witness=0xfe000000"
+[[memory]]
+size = "32M"
+[console]
+type = "none"
+[debug]
+witness = true
+[update]
+probation = "50ms"
+${2:-}
+TOML
+    inside mkdir -p /etc/liveupdate/vms
+    inside cp "$work/vms/$1.toml" "/etc/liveupdate/vms/$1.toml"
+}
+
+# changed_package NAME VERSION OUT [PATH=FILE]...: the built package with other files and another version.
+changed_package() {
+    local name=$1 version=$2 out=$3 change tree=$work/tree
+    shift 3
+    dpkg-deb -R "$work"/packages/"$name"_*.deb "$tree"
+    sed -i "s/^Version: .*/Version: $version/" "$tree/DEBIAN/control"
+    for change in "$@"; do install -m 755 "${change#*=}" "$tree${change%%=*}"; done
+    dpkg-deb -b "$tree" "$out" >/dev/null
+    rm -rf "$tree"
+}
+
+main_pid() { inside systemctl show -P MainPID "liveupdate@$1"; }
+state() { inside systemctl show -P ActiveState "liveupdate@$1"; }
+status_of() { inside liveupdate status --json "$1" | python3 -c "import json,sys
+d=json.load(sys.stdin)
+d=d[0] if isinstance(d,list) else d
+for k in '$2'.split('.'): d=d[int(k)] if isinstance(d,list) else (d or {}).get(k)
+print(d)"; }
+
+# What the guest itself says: counter, and how often two VMMs ran it at once (the witness page of vmm/witness.hpp).
+guest() { inside "$build/bin/guest_watch" "$1"; }

@@ -1,0 +1,75 @@
+// Says in one line what a running clock guest says of itself, read from its RAM from outside:
+// "counter=N errors=N violations=N". Waits until the guest runs, and until its counter has gone on. A guest
+// that was restarted counts from 0 again; `violations` are entries into it by two VMMs at once.
+#include <fcntl.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "handoff/base/fd.hpp"
+#include "handoff/shared_memory.hpp"
+#include "supervisor/cli/control_client.hpp"
+#include "tests/guests/report.hpp"
+#include "vmm/witness.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+using namespace liveupdate;
+using ::tests::guests::read_field;
+
+constexpr auto kWait = std::chrono::seconds(20);
+
+Result<handoff::SharedMapping> map(pid_t pid, const std::string& memfd, uint64_t size) {
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator("/proc/" + std::to_string(pid) + "/fd", ignored)) {
+        if (!fs::read_symlink(entry.path(), ignored).string().starts_with("/memfd:" + memfd)) continue;
+        TRY_ASSIGN(const UniqueFd file, fd::open(entry.path(), O_RDWR));
+        return handoff::SharedMapping::map(file.get(), 0, size, handoff::MapMode::kShared);
+    }
+    return Error(ErrorCode::kNotFound, "the VMM has no memfd " + memfd);
+}
+
+bool eventually(const auto& condition) {
+    const Deadline deadline = Deadline::after(kWait);
+    while (!condition()) {
+        if (deadline.passed()) return false;
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    return true;
+}
+
+Result<void> watch(const std::string& name) {
+    TRY_ASSIGN(const supervisor::Paths paths, supervisor::resolve_paths());
+    TRY_ASSIGN(auto client, supervisor::cli::ControlClient::connect(paths, name));
+    TRY_ASSIGN(const auto status, client.call({{"command", "status"}}, Deadline::after(kWait)));
+    if (!status.at("vmm").is_object()) return Error(ErrorCode::kRefused, "no VMM: " + status.dump());
+    const pid_t pid = status.at("vmm").at("pid");
+    TRY_ASSIGN(const auto ram, map(pid, "ram0", status.at("memory_bytes").get<uint64_t>()));
+    TRY_ASSIGN(const auto page, map(pid, "witness", 4096));
+    const auto& report =
+        *reinterpret_cast<const ::tests::guests::Report*>(ram.data() + ::tests::guests::kReportGpa);
+    const auto& slot = *reinterpret_cast<const vmm::WitnessSlot*>(page.data());
+    const auto counter = [&] { return read_field(report.vcpus[0].counter); };
+    if (!eventually([&] { return read_field(report.header.started) != 0; }))
+        return Error(ErrorCode::kTimeout, "the guest does not start");
+    const uint64_t before = counter();
+    if (!eventually([&] { return counter() > before + 1; }))
+        return Error(ErrorCode::kTimeout, "the guest stands still");
+    std::printf("counter=%llu errors=%llu violations=%llu\n", static_cast<unsigned long long>(counter()),
+        static_cast<unsigned long long>(read_field(report.header.errors)),
+        static_cast<unsigned long long>(slot.violations.load()));
+    return {};
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    if (argc != 2) return 2;
+    const auto watched = watch(argv[1]);
+    if (watched) return 0;
+    std::fprintf(stderr, "guest_watch: %s\n", watched.error().message.c_str());
+    return 1;
+}

@@ -1,0 +1,133 @@
+#!/bin/bash
+# One unit: start, reload, a reload that fails, a supervisor that is killed at any moment, its own upgrade, stop,
+# restart. LIVEUPDATE_TEST_KILLS: how often it is killed (10).
+. "$(dirname "$0")/common.sh"
+kills=${LIVEUPDATE_TEST_KILLS:-10}
+vmm=/usr/libexec/liveupdate/liveupdate-vmm
+
+install_vmm() { inside sh -c "cp $1 $vmm.new && mv $vmm.new $vmm"; }
+counter() { local line; line=$(guest demo); line=${line#counter=}; echo "${line%% *}"; }
+sound() {
+    local line
+    line=$(guest demo)
+    contains "$line" "errors=0 violations=0"
+}
+
+boot
+vm_file demo
+
+say "start"
+inside systemctl start liveupdate@demo
+[[ $(state demo) == active ]] || fail "the unit is $(state demo)"
+contains "$(inside systemctl show -P StatusText liveupdate@demo)" "running 0.1.0 in VMM"
+sound
+vmm_pid=$(status_of demo vmm.pid)
+contains "$(inside cat "/proc/$vmm_pid/cgroup")" "liveupdate-vmm-demo-$vmm_pid.scope"
+exposure=$(inside systemd-analyze security liveupdate@demo --no-pager | tail -1)
+contains "$exposure" "OK"
+echo "$exposure"
+
+say "reload updates the VMM, and only when it is outdated"
+inside systemctl reload liveupdate@demo
+[[ $(status_of demo vmm.pid) == "$vmm_pid" ]] || fail "a reload without a new VMM changed it"
+install_vmm "$build/bin/liveupdate-vmm-next"
+before=$(counter)
+inside systemctl reload liveupdate@demo
+[[ $(status_of demo vmm.version) == 0.1.0+next ]] || fail "the VMM was not updated"
+(( $(counter) > before )) || fail "the guest was restarted"
+contains "$(inside systemctl show -P StatusText liveupdate@demo)" "downtime, less than a minute ago"
+sound
+
+say "an update that fails is a reload that fails, and the guest runs on"
+install_vmm "$build/bin/counter-vmm" # a VMM, but of another kind of guest
+vmm_pid=$(status_of demo vmm.pid)
+if inside systemctl reload liveupdate@demo 2>/dev/null; then fail "the reload says that all is well"; fi
+[[ $(state demo) == active && $(status_of demo vmm.pid) == "$vmm_pid" ]] || fail "the guest was touched"
+[[ $(status_of demo last_update.outcome) == refused ]] || fail "it was not refused"
+sound
+install_vmm "$build/bin/liveupdate-vmm"
+
+say "$kills x kill -9, also during updates"
+(
+    turn=0
+    while [[ ! -e $work/enough ]]; do
+        binary=$build/bin/liveupdate-vmm
+        (( turn++ % 2 )) || binary=$binary-next
+        inside liveupdate now demo --binary "$binary" >"$work/updates.log" 2>&1 || true
+    done
+) &
+updater=$!
+for (( i = 0; i < kills; i++ )); do
+    sleep "0.$(( RANDOM % 6 ))$(( RANDOM % 10 ))"
+    pid=$(main_pid demo)
+    (( pid > 1 )) || continue
+    inside kill -9 "$pid"
+    for (( wait = 0; wait < 200; wait++ )); do
+        now=$(main_pid demo)
+        if (( now > 1 && now != pid )) && [[ $(state demo) == active || $(state demo) == reloading ]]; then break; fi
+        sleep 0.05
+    done
+    (( wait < 200 )) || fail "the unit did not come back after kill $i: $(state demo)"
+done
+touch "$work/enough"
+wait "$updater"
+(( $(inside systemctl show -P NRestarts liveupdate@demo) >= kills )) || fail "it was not restarted so often"
+sound
+(( $(counter) > before )) || fail "the guest was restarted"
+for (( i = 0; i < 100; i++ )); do
+    owners=$(inside pgrep -c liveupdate-vmm)
+    if (( owners == 1 )); then break; fi # the others end by themselves
+    sleep 0.05
+done
+(( owners == 1 )) || fail "$owners VMMs are left"
+starts=$(inside journalctl --no-pager -q -o cat MESSAGE_ID=2cb2aaa5fc8d4f04abeb1e14bb0a437a LIVEUPDATE_VM=demo | wc -l)
+(( starts == 1 )) || fail "the guest was started $starts times"
+inside journalctl --no-pager -q MESSAGE_ID=e941f4631b714744b527e2ef1aa1e878 LIVEUPDATE_VM=demo | grep -q adopted ||
+    fail "no adoption is in the journal"
+say "adopted $(inside systemctl show -P NRestarts liveupdate@demo) times: $(guest demo)"
+
+say "a rollback is known to a supervisor that was killed"
+inside liveupdate now demo --binary "$build/bin/liveupdate-vmm-next" >/dev/null || true
+previous=$(status_of demo previous.build_id)
+inside kill -9 "$(main_pid demo)"
+for (( i = 0; i < 100; i++ )); do [[ $(state demo) == active ]] && status_of demo state >/dev/null && break; sleep 0.05; done
+[[ $(status_of demo previous.build_id) == "$previous" ]] || fail "the previous binary is forgotten"
+inside liveupdate rollback demo >/dev/null || fail "no rollback"
+
+say "the supervisor's own upgrade: the same main process, another program"
+pid=$(main_pid demo)
+# Another build-id in the same program: a note's last byte is changed.
+python3 - "$build/bin/liveupdated" "$work/liveupdated" <<'P'
+import subprocess, sys
+data = bytearray(open(sys.argv[1], "rb").read())
+at = data.find(b"GNU\0", data.find(b"\x04\0\0\0\x14\0\0\0\x03\0\0\0")) + 4
+data[at] ^= 0xff
+open(sys.argv[2], "wb").write(data)
+P
+inside sh -c "install -m 755 $work/liveupdated /usr/libexec/liveupdate/liveupdated.new &&
+    mv /usr/libexec/liveupdate/liveupdated.new /usr/libexec/liveupdate/liveupdated"
+vmm_pid=$(status_of demo vmm.pid)
+install_vmm "/proc/$vmm_pid/exe"
+inside systemctl reload liveupdate@demo
+[[ $(main_pid demo) == "$pid" ]] || fail "the main process changed"
+inside cmp "/proc/$pid/exe" "$work/liveupdated" || fail "the supervisor is the old one"
+[[ $(status_of demo vmm.pid) == "$vmm_pid" ]] || fail "the VMM changed"
+sound
+
+say "stop asks the guest, then ends it; nothing is left"
+inside systemctl stop liveupdate@demo
+[[ $(state demo) == inactive ]] || fail "the unit is $(state demo)"
+[[ -z $(inside pgrep liveupdate-vmm || true) ]] || fail "a VMM is left"
+inside systemctl start liveupdate@demo
+before=$(status_of demo vmm.pid)
+say "restart is a reboot of the guest"
+inside systemctl restart liveupdate@demo
+[[ $(status_of demo vmm.pid) != "$before" ]] || fail "the guest was not started anew"
+sound
+
+say "a guest whose VMM died with its supervisor is lost, and not started anew in silence"
+inside sh -c "kill -9 $(status_of demo vmm.pid) $(main_pid demo)"
+for (( i = 0; i < 100; i++ )); do [[ $(status_of demo state 2>/dev/null) == lost ]] && break; sleep 0.05; done
+[[ $(status_of demo state) == lost ]] || fail "the guest is $(status_of demo state)"
+inside systemctl stop liveupdate@demo
+say "passed"

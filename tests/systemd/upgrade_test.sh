@@ -1,0 +1,108 @@
+#!/bin/bash
+# Packages: an upgrade of the VMM updates the guest that runs; of the supervisor, of both at once; a VMM that cannot
+# take the guest; the three policies; who may use the control socket; needrestart; removal and purge.
+. "$(dirname "$0")/common.sh"
+
+vmm=/usr/libexec/liveupdate/liveupdate-vmm
+policy() { printf '[rollout]\n%s\n' "$1" >"$work/liveupdate.toml"; inside cp "$work/liveupdate.toml" /etc/liveupdate/liveupdate.toml; }
+upgrade() { inside dpkg --force-confold -i "$@" 2>&1; }
+sound() { contains "$(guest demo)" "errors=0 violations=0"; }
+vmm_package() { changed_package liveupdate-vmm "$1" "$work/vmm-$1.deb" "$vmm=$2"; }
+
+boot
+vm_file demo $'[policy]\ngroup = "liveupdate"'
+inside systemctl start liveupdate@demo
+started=$(status_of demo vmm.build_id)
+vmm_package 0.2 "$build/bin/liveupdate-vmm-next"
+vmm_package 0.3 "$build/bin/counter-vmm"
+vmm_package 0.4 "$build/bin/liveupdate-vmm"
+vmm_package 0.5 "$build/bin/liveupdate-vmm-next"
+vmm_package 0.6 "$build/bin/liveupdate-vmm"
+
+say "an upgrade of the VMM's package updates the guest"
+said=$(upgrade "$work/vmm-0.2.deb") || fail "dpkg: $said"
+contains "$said" "demo: updated 0.1.0 -> 0.1.0+next, blackout"
+[[ $(status_of demo vmm.build_id) != "$started" && $(status_of demo outdated) == False ]] || fail "not updated"
+contains "$(inside liveupdate history demo)" "blackout"
+sound
+
+say "a VMM that cannot take the guest: dpkg succeeds, the guest stays, and it is said why"
+before=$(status_of demo vmm.pid)
+said=$(upgrade "$work/vmm-0.3.deb") || fail "dpkg failed: $said"
+contains "$said" "demo: refused"
+contains "$said" "demo: outdated"
+[[ $(inside dpkg-query -W -f '${db:Status-Status}' liveupdate) == installed ]] || fail "half configured"
+[[ $(status_of demo vmm.pid) == "$before" && $(status_of demo outdated) == True ]] || fail "the guest was touched"
+[[ -n $(status_of demo last_update.reason) ]] || fail "no reason is told"
+echo "$said" | grep "demo:"
+sound
+
+say "policy flag: nothing is updated, and it is told"
+policy 'policy = "flag"'
+said=$(upgrade "$work/vmm-0.4.deb") || fail "dpkg: $said"
+contains "$said" "demo: outdated"
+[[ $(status_of demo vmm.pid) == "$before" ]] || fail "updated against the policy"
+
+say "policy window: a timer of systemd's will do it"
+policy $'policy = "window"\nwindow = "*-*-* 03:00"'
+said=$(upgrade "$work/vmm-0.5.deb") || fail "dpkg: $said"
+inside systemctl is-active --quiet liveupdate-window.timer || fail "no timer: $said"
+said=$(upgrade "$work/vmm-0.4.deb") || fail "dpkg: $said" # a second one takes the first one's place
+inside systemctl start liveupdate-window.service
+for (( i = 0; i < 100; i++ )); do [[ $(status_of demo outdated) == False ]] && break; sleep 0.1; done
+[[ $(status_of demo vmm.version) == 0.1.0 ]] || fail "the window came and nothing was updated"
+inside systemctl stop liveupdate-window.timer
+
+say "a policy that is wrong is said, and no package fails"
+policy 'policy = "sometimes"'
+said=$(upgrade "$work/vmm-0.5.deb") || fail "dpkg: $said"
+contains "$said" "liveupdate.toml:2"
+policy 'policy = "automatic"'
+
+say "both packages at once: one rollout, the supervisor first"
+python3 - "$build/bin/liveupdated" "$work/liveupdated" <<'P'
+import sys
+data = bytearray(open(sys.argv[1], "rb").read())
+at = data.find(b"GNU\0", data.find(b"\x04\0\0\0\x14\0\0\0\x03\0\0\0")) + 4
+data[at] ^= 0xff
+open(sys.argv[2], "wb").write(data)
+P
+changed_package liveupdate 0.7 "$work/liveupdate-0.7.deb" "/usr/libexec/liveupdate/liveupdated=$work/liveupdated"
+inside liveupdate now demo --if-outdated >/dev/null || true
+pid=$(main_pid demo)
+said=$(upgrade "$work/liveupdate-0.7.deb" "$work/vmm-0.6.deb") || fail "dpkg: $said"
+contains "$said" "demo: its supervisor was renewed; updated"
+(( $(grep -c "demo: " <<<"$said") == 1 )) || fail "more than one rollout: $said"
+[[ $(main_pid demo) == "$pid" ]] || fail "the main process changed"
+inside cmp "/proc/$pid/exe" "$work/liveupdated" || fail "the supervisor is the old one"
+sound
+
+say "who may use the control socket"
+inside useradd stranger
+inside useradd -G liveupdate operator
+if said=$(inside setpriv --reuid stranger --regid stranger --clear-groups env \
+    LIVEUPDATE_RUNTIME_DIR=/run/liveupdate LIVEUPDATE_STATE_DIR=/tmp/s LIVEUPDATE_CONFIG_DIR=/etc/liveupdate/vms \
+    liveupdate status demo 2>&1); then fail "a stranger was served: $said"; fi
+contains "$said" "group 'liveupdate'"
+echo "$said"
+said=$(inside setpriv --reuid operator --regid operator --init-groups env \
+    LIVEUPDATE_RUNTIME_DIR=/run/liveupdate LIVEUPDATE_STATE_DIR=/tmp/s LIVEUPDATE_CONFIG_DIR=/etc/liveupdate/vms \
+    liveupdate status demo) || fail "a member of the group is refused: $said"
+contains "$said" "demo - running"
+
+say "needrestart leaves a unit with a guest alone"
+if inside sh -c 'command -v needrestart' >/dev/null; then
+    vmm_pid=$(status_of demo vmm.pid)
+    said=$(inside needrestart -r a 2>&1 || true)
+    contains "$(inside needrestart -b -r l 2>&1)" "NEEDRESTART-VER"
+    [[ $(status_of demo vmm.pid) == "$vmm_pid" && $(main_pid demo) == "$pid" ]] || fail "needrestart restarted: $said"
+else
+    echo "SKIPPED: needrestart is not installed"
+fi
+
+say "removal and purge leave the guest alone, and say so"
+said=$(inside dpkg --purge liveupdate 2>&1) || fail "purge: $said"
+contains "$said" "the guest 'demo' still runs and was left alone"
+contains "$said" "left in place: /etc/liveupdate/vms"
+inside pgrep liveupdate-vmm >/dev/null || fail "the guest is gone"
+say "passed"
