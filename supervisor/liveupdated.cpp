@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <systemd/sd-event.h>
 #include <unistd.h>
 
@@ -29,7 +30,11 @@ constexpr auto kLockTime = std::chrono::seconds(2);
 
 // One supervisor for a VM: the lock goes with the process.
 Result<UniqueFd> lock_vm(const VmConfig& config, const Paths& paths) {
-    TRY(make_directories(paths.vm_runtime_dir(config.name)));
+    const std::string directory = paths.vm_runtime_dir(config.name);
+    TRY(make_directories(directory));
+    // Whatever the umask is: those whom [policy] lets in must reach the control socket, and all others be told
+    // who they are. Each socket says itself who may connect.
+    if (::chmod(directory.c_str(), 0755) < 0) return Error::from_errno("chmod " + directory);
     TRY_ASSIGN(UniqueFd file, fd::open(paths.supervisor_pid(config.name), O_RDWR | O_CREAT, 0644));
     // A supervisor that has just been told to stop may hold it for a moment longer.
     const Deadline deadline = Deadline::after(kLockTime);

@@ -61,7 +61,7 @@ changed_package() {
     dpkg-deb -R "$work"/packages/"$name"_*.deb "$tree"
     sed -i "s/^Version: .*/Version: $version/" "$tree/DEBIAN/control"
     for change in "$@"; do install -m 755 "${change#*=}" "$tree${change%%=*}"; done
-    dpkg-deb -b "$tree" "$out" >/dev/null
+    dpkg-deb -Znone -b "$tree" "$out" >/dev/null
     rm -rf "$tree"
 }
 

@@ -78,14 +78,14 @@ inside cmp "/proc/$pid/exe" "$work/liveupdated" || fail "the supervisor is the o
 sound
 
 say "who may use the control socket"
-inside useradd stranger
-inside useradd -G liveupdate operator
-if said=$(inside setpriv --reuid stranger --regid stranger --clear-groups env \
+inside useradd vm-stranger
+inside useradd -G liveupdate vm-operator
+if said=$(inside setpriv --reuid vm-stranger --regid vm-stranger --clear-groups env \
     LIVEUPDATE_RUNTIME_DIR=/run/liveupdate LIVEUPDATE_STATE_DIR=/tmp/s LIVEUPDATE_CONFIG_DIR=/etc/liveupdate/vms \
     liveupdate status demo 2>&1); then fail "a stranger was served: $said"; fi
 contains "$said" "group 'liveupdate'"
 echo "$said"
-said=$(inside setpriv --reuid operator --regid operator --init-groups env \
+said=$(inside setpriv --reuid vm-operator --regid vm-operator --init-groups env \
     LIVEUPDATE_RUNTIME_DIR=/run/liveupdate LIVEUPDATE_STATE_DIR=/tmp/s LIVEUPDATE_CONFIG_DIR=/etc/liveupdate/vms \
     liveupdate status demo) || fail "a member of the group is refused: $said"
 contains "$said" "demo - running"
