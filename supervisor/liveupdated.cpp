@@ -32,8 +32,8 @@ constexpr auto kLockTime = std::chrono::seconds(2);
 Result<UniqueFd> lock_vm(const VmConfig& config, const Paths& paths) {
     const std::string directory = paths.vm_runtime_dir(config.name);
     TRY(make_directories(directory));
-    // Whatever the umask is: those whom [policy] lets in must reach the control socket, and all others be told
-    // who they are. Each socket says itself who may connect.
+    // Whatever the umask is: those whom [policy] lets in must reach the control socket, and all others be
+    // told who they are. Each socket says itself who may connect.
     if (::chmod(directory.c_str(), 0755) < 0) return Error::from_errno("chmod " + directory);
     TRY_ASSIGN(UniqueFd file, fd::open(paths.supervisor_pid(config.name), O_RDWR | O_CREAT, 0644));
     // A supervisor that has just been told to stop may hold it for a moment longer.

@@ -10,11 +10,16 @@ namespace {
 
 std::string kind_of(uint32_t suberror) {
     switch (suberror) {
-    case KVM_INTERNAL_ERROR_EMULATION: return "an instruction that it cannot emulate";
-    case KVM_INTERNAL_ERROR_SIMUL_EX: return "two exceptions at once";
-    case KVM_INTERNAL_ERROR_DELIVERY_EV: return "an event that it cannot deliver";
-    case KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON: return "an exit that it does not know";
-    default: return "internal error " + std::to_string(suberror);
+    case KVM_INTERNAL_ERROR_EMULATION:
+        return "an instruction that it cannot emulate";
+    case KVM_INTERNAL_ERROR_SIMUL_EX:
+        return "two exceptions at once";
+    case KVM_INTERNAL_ERROR_DELIVERY_EV:
+        return "an event that it cannot deliver";
+    case KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON:
+        return "an exit that it does not know";
+    default:
+        return "internal error " + std::to_string(suberror);
     }
 }
 

@@ -49,7 +49,7 @@ TEST_CASE("a template hides what it does not name, whatever the host has") {
     CHECK((leaf(v3, 1).ecx & kVmx) == 0);
     CHECK(leaf(v2, 0xd).eax == 3);
     CHECK(leaf(v3, 0xd).eax == 7);
-    CHECK_FALSE(shows(v3, 0x14)); // processor trace
+    CHECK_FALSE(shows(v3, 0x14));                  // processor trace
     CHECK(leaf(v2, 0x80000008).ebx == 0x0100d004); // XSAVEERPTR, IBPB, IBRS, STIBP, SSBD
 }
 

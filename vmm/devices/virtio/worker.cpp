@@ -5,6 +5,9 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <span>
+
 #include "handoff/base/fd.hpp"
 #include "handoff/base/futex.hpp"
 
@@ -43,9 +46,9 @@ void Worker::start(const std::string& name) {
 
 void Worker::stop() {
     if (!thread_.joinable()) return;
-    quit_.store(true);
-    wake();
+    state_.fetch_or(kQuit, std::memory_order_acq_rel);
     futex_wake_all(&state_, FutexScope::kPrivate);
+    wake();
     thread_.join();
 }
 
@@ -77,7 +80,7 @@ void Worker::unhold(Reason reason) {
 bool Worker::begin_round() {
     uint32_t seen = state_.load(std::memory_order_acquire);
     for (;;) {
-        if (quit_.load()) return false;
+        if ((seen & kQuit) != 0) return false;
         if (seen != 0) {
             // Parked in a system call that signals interrupt: the kernel completes requests of this thread's
             // io_uring in it.
@@ -98,18 +101,19 @@ void Worker::main() {
     std::array<epoll_event, 16> events{};
     int ready = 0;
     while (begin_round()) {
+        const std::span these(events.data(), static_cast<size_t>(std::max(ready, 0)));
+        // The control eventfd first: whoever writes to it has changed `look_` or the state word before, and
+        // what is read here is not told again.
+        uint64_t count = 0;
+        for (const epoll_event& event : these)
+            if (event.data.u64 == kControl) static_cast<void>(::read(control_.get(), &count, sizeof count));
         if (look_.exchange(false, std::memory_order_acq_rel)) client_.look();
-        for (int i = 0; i < ready; ++i) {
-            const uint64_t token = events[static_cast<size_t>(i)].data.u64;
-            uint64_t count = 0;
-            if (token == kControl)
-                static_cast<void>(::read(control_.get(), &count, sizeof count));
-            else
-                client_.ready(token);
-        }
+        for (const epoll_event& event : these)
+            if (event.data.u64 != kControl) client_.ready(event.data.u64);
         client_.finish_round();
         const Deadline wake_at = client_.wake_at();
         end_round();
+        if (is_ending()) return;
         ready = ::epoll_wait(epoll_.get(), events.data(), events.size(), wake_at.poll_ms());
     }
 }

@@ -2,7 +2,10 @@
 // touches nothing, and whoever wants the device to stand still keeps it from beginning another one.
 //
 //     state word:  bit 0     a round is under way
+//                  bit 31    the thread is to end
 //                  others    reasons why none may begin
+//
+// All of it is one word, because a thread that is parked waits for a change of this word alone.
 //
 // A hold costs the holder one atomic operation: a worker that waits in epoll need not even wake.
 #pragma once
@@ -66,19 +69,20 @@ public:
 
 private:
     static constexpr uint32_t kWorking = 1;
+    static constexpr uint32_t kQuit = 1u << 31;
     static constexpr uint64_t kControl = UINT64_MAX;
 
     void main();
     bool begin_round();
     void end_round();
     void wake();
+    bool is_ending() const { return (state_.load(std::memory_order_acquire) & kQuit) != 0; }
 
     WorkerClient& client_;
     UniqueFd epoll_;
     UniqueFd control_;
     std::atomic<uint32_t> state_{kUpdate};
     std::atomic<bool> look_{true};
-    std::atomic<bool> quit_{false};
     std::thread thread_;
 };
 
