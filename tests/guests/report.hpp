@@ -32,7 +32,7 @@ inline constexpr std::uint16_t kDebugExitPort = 0xf4;
 inline constexpr std::uint32_t kExitOk = 0;    ///< asked to end, or its work is done
 inline constexpr std::uint32_t kExitFault = 2; ///< exception in the guest, see `first_error`
 
-enum class GuestKind : std::uint64_t { kClock = 1, kTimer, kPattern, kSerial, kDisk };
+enum class GuestKind : std::uint64_t { kClock = 1, kTimer, kPattern, kSerial, kDisk, kHostile, kConsole };
 
 /// What went wrong, with the meaning of the two arguments.
 enum class ErrorCode : std::uint64_t {
@@ -59,6 +59,8 @@ enum class ErrorCode : std::uint64_t {
     kDiskDoubled,            ///< descriptor that came back unasked; requests completed before
     kDiskFailed,             ///< lane; status of the request
     kDiskMismatch,           ///< byte of the disk; value found
+    kGuardBroken,            ///< address; value found
+    kWrittenAfterReset,      ///< address of the device; of the word that it wrote
 };
 
 enum class TimerMode : std::uint64_t { kNone = 0, kTscDeadline, kPeriodic };
@@ -108,6 +110,25 @@ struct alignas(64) DiskReport {
     std::uint64_t generations[kDiskLanes][kDiskBlocks]; ///< last write that completed; 0: still zeroes
 };
 
+inline constexpr std::size_t kHostileKinds = 8;
+
+/// Hostile: what it has done to the VMM.
+struct alignas(64) HostileReport {
+    std::uint64_t seed;
+    std::uint64_t devices;    ///< how many it has found
+    std::uint64_t device_ids; ///< bit i: one of virtio's device type i
+    std::uint64_t resets;
+    std::uint64_t guard_checks;
+    std::uint64_t reserved[3];
+    std::uint64_t attacks[kHostileKinds]; ///< of each kind, in the order of hostile.cpp
+};
+
+struct alignas(64) ConsoleReport {
+    std::uint64_t up;       ///< 1: there is a virtio console
+    std::uint64_t lines;    ///< that were given to it
+    std::uint64_t received; ///< bytes
+};
+
 struct alignas(4096) ReportHeader {
     // Constants, valid once magic is there.
     std::uint64_t magic;
@@ -127,8 +148,9 @@ struct alignas(4096) ReportHeader {
     std::uint64_t first_error_args[2];
     std::uint64_t fault_address; ///< CR2 of the last exception
     // Written by the host only.
-    alignas(64) std::uint64_t go; ///< pattern with step=1: passes that may have been started; disk: be quiet
-    std::uint64_t stop;           ///< StopCommand for vCPU 0; 0 again after a reset, or once it listens
+    alignas(64)
+        std::uint64_t go; ///< pattern with step=1: passes that may have been started; disk, console: be quiet
+    std::uint64_t stop;   ///< StopCommand for vCPU 0; 0 again after a reset, or once it listens
     // Shared by all vCPUs.
     alignas(64) std::uint64_t shared_counter; ///< clock: never goes back
     alignas(64) std::uint64_t shared_tsc;     ///< clock: a recent TSC of any vCPU
@@ -139,6 +161,8 @@ struct alignas(4096) ReportHeader {
     std::uint64_t pattern_ranges; ///< number of valid entries in `ranges`
     Range ranges[kMaxRanges];
     DiskReport disk;
+    HostileReport hostile;
+    ConsoleReport console;
 };
 
 struct alignas(64) ClockSlot {

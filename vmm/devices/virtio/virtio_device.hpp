@@ -34,13 +34,22 @@ public:
 
     // Makes descriptors and the worker's thread, which stays on hold. Once, before load().
     Result<void> open() {
+        TRY(open_without_thread());
+        worker_.start(std::string(name()));
+        return {};
+    }
+    // The same without a thread: whoever calls it works by round().
+    Result<void> open_without_thread() {
         TRY(worker_.open());
         TRY(transport_->open());
         for (size_t i = 0; i < transport_->queue_count(); ++i)
             TRY(worker_.watch(transport_->kick_fd(i), kKickEvents, kFirstQueueToken + i));
-        TRY(open_back_end());
-        worker_.start(std::string(name()));
-        return {};
+        return open_back_end();
+    }
+    // What a worker's round is after a hold. Only for a device without a thread, not on hold.
+    void round() {
+        look();
+        finish_round();
     }
 
     MmioTransport& transport() { return *transport_; }
