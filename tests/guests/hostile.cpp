@@ -114,8 +114,11 @@ void check_guards() {
 
 // --- The driver's part, as it should be ---
 
+// Complete when the status reads 0 (virtio 1.2, 2.4.2): until then the device may still write.
 void reset() {
     reg(0x70) = 0;
+    while (reg(0x70) != 0)
+        pause();
     add(header().hostile.resets, 1);
 }
 

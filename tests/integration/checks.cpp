@@ -20,6 +20,14 @@ std::unique_ptr<LiveVm> started(LiveVmOptions options) {
     return std::move(*vm);
 }
 
+std::string first_error_of(const LiveVm& vm) {
+    const auto& header = vm.report().header;
+    const auto number = [](const uint64_t& field) { return std::to_string(read_field(field)); };
+    return "the guest's first error is " + number(header.first_error) + " with " +
+           number(header.first_error_args[0]) + ", " + number(header.first_error_args[1]) + " on vCPU " +
+           number(header.first_error_vcpu) + ", of " + number(header.errors);
+}
+
 std::string turn(unsigned n) {
     return program(n % 2 == 0 ? "liveupdate-vmm-next" : "liveupdate-vmm");
 }
@@ -30,8 +38,8 @@ void update_in_turn(LiveVm& vm, unsigned first, unsigned count) {
         REQUIRE_MESSAGE(record, "update ", n, ": ", record.error().message);
         REQUIRE_MESSAGE(record->outcome == Outcome::kCompleted, "update ", n, ": ",
             to_string(record->outcome), ": ", record->reason);
-        REQUIRE_MESSAGE(read_field(vm.report().header.errors) == 0, "the guest's first error after update ",
-            n, " is ", read_field(vm.report().header.first_error));
+        REQUIRE_MESSAGE(
+            read_field(vm.report().header.errors) == 0, "after update ", n, ": ", first_error_of(vm));
     }
 }
 
@@ -42,10 +50,7 @@ void check_never_two_owners(const LiveVm& vm, unsigned vcpus) {
 }
 
 void check_sound(LiveVm& vm, unsigned vcpus) {
-    const auto& header = vm.report().header;
-    CHECK_MESSAGE(read_field(header.errors) == 0, "the guest's first error is ",
-        read_field(header.first_error), " with ", read_field(header.first_error_args[0]), ", ",
-        read_field(header.first_error_args[1]), " on vCPU ", read_field(header.first_error_vcpu));
+    CHECK_MESSAGE(read_field(vm.report().header.errors) == 0, first_error_of(vm));
     check_never_two_owners(vm, vcpus);
     CHECK(vm.baton().read().state == handoff::BatonState::kHeld);
     const auto status = vm.status();

@@ -20,7 +20,6 @@ namespace {
 constexpr uint32_t kMsrTsc = 0x10;
 constexpr uint32_t kMsrTscDeadline = 0x6e0;
 constexpr size_t kSegments = 8, kControls = 7, kGeneral = 18, kDebug = 6;
-constexpr size_t kBitmapWords = sizeof(kvm_sregs::interrupt_bitmap) / 8;
 constexpr size_t kMaxXcrs = KVM_MAX_XCRS;
 
 std::array<__u64 kvm_regs::*, kGeneral> general_registers() {
@@ -73,15 +72,12 @@ void write_registers(const kvm_regs& regs, const kvm_sregs& sregs, state::Vcpu& 
     out.clear_general();
     out.clear_segments();
     out.clear_control();
-    out.clear_interrupt_bitmap();
     for (const auto r : general_registers())
         out.add_general(regs.*r);
     for (const auto s : segment_registers())
         save_segment(sregs.*s, *out.add_segments());
     for (const auto c : control_registers())
         out.add_control(sregs.*c);
-    for (const __u64 word : sregs.interrupt_bitmap)
-        out.add_interrupt_bitmap(word);
     out.mutable_gdt()->set_base(sregs.gdt.base);
     out.mutable_gdt()->set_limit(sregs.gdt.limit);
     out.mutable_idt()->set_base(sregs.idt.base);
@@ -96,6 +92,8 @@ kvm_regs load_general(const state::Vcpu& in) {
     return regs;
 }
 
+// Without the interrupt bitmap: what KVM is about to inject is in the events, and a bit that is set here
+// would be queued for good, even if the vCPU is only primed with it.
 kvm_sregs load_special(const state::Vcpu& in) {
     kvm_sregs sregs{};
     int i = 0;
@@ -104,8 +102,6 @@ kvm_sregs load_special(const state::Vcpu& in) {
     i = 0;
     for (const auto c : control_registers())
         sregs.*c = in.control(i++);
-    for (size_t w = 0; w < kBitmapWords; ++w)
-        sregs.interrupt_bitmap[w] = in.interrupt_bitmap(static_cast<int>(w));
     sregs.gdt.base = in.gdt().base();
     sregs.gdt.limit = static_cast<__u16>(in.gdt().limit());
     sregs.idt.base = in.idt().base();
@@ -241,7 +237,7 @@ bool touches_guest_memory(uint32_t msr) {
 
 Result<void> Vcpu::check(const state::Vcpu& in) const {
     if (in.general_size() != kGeneral || in.segments_size() != kSegments || in.control_size() != kControls ||
-        in.debug_size() != kDebug || static_cast<size_t>(in.interrupt_bitmap_size()) != kBitmapWords)
+        in.debug_size() != kDebug)
         return wrong("registers are missing or left over");
     if (static_cast<size_t>(in.xcr_size()) > kMaxXcrs) return wrong("there are too many XCRs");
     if (in.xsave().size() < kXsaveBytes || in.xsave().size() > xsave_size_)

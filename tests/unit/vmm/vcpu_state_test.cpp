@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -100,6 +101,50 @@ TEST_CASE("what was primed and then changed is loaded all the same") {
     CHECK(again.debug(1) == 0x5678);
     CHECK(again.segments(0).base() == 0x10000);
     CHECK(again.xsave()[160] == 0x5a);
+}
+
+void queue_interrupt(const Vcpu& vcpu, bool queued) {
+    kvm_vcpu_events events{};
+    REQUIRE(::ioctl(vcpu.fd(), KVM_GET_VCPU_EVENTS, &events) == 0);
+    events.interrupt.injected = queued ? 1 : 0;
+    events.interrupt.nr = 0x41;
+    REQUIRE(::ioctl(vcpu.fd(), KVM_SET_VCPU_EVENTS, &events) == 0);
+}
+
+// KVM shows it in its special registers too, and queues what is set there.
+TEST_CASE("an interrupt that was about to be injected when it was primed, and has been since, is not "
+          "injected again") {
+    auto from = OneVcpu::make(), to = OneVcpu::make();
+    if (!from || !to) return;
+    state::Vcpu primed, registers;
+    state::VcpuInterrupts interrupts;
+    queue_interrupt(*from->vcpu, true);
+    REQUIRE(from->vcpu->save_registers(primed));
+    queue_interrupt(*from->vcpu, false);
+    REQUIRE(from->vcpu->save_registers(registers));
+    REQUIRE(from->vcpu->save_interrupts(interrupts));
+    REQUIRE(to->vcpu->prime(primed));
+    REQUIRE(to->vcpu->load_registers(registers));
+    REQUIRE(to->vcpu->load_interrupts(interrupts));
+    kvm_vcpu_events events{};
+    REQUIRE(::ioctl(to->vcpu->fd(), KVM_GET_VCPU_EVENTS, &events) == 0);
+    CHECK(events.interrupt.injected == 0);
+}
+
+TEST_CASE("an interrupt that is about to be injected crosses") {
+    auto from = OneVcpu::make(), to = OneVcpu::make();
+    if (!from || !to) return;
+    state::Vcpu registers;
+    state::VcpuInterrupts interrupts;
+    queue_interrupt(*from->vcpu, true);
+    REQUIRE(from->vcpu->save_registers(registers));
+    REQUIRE(from->vcpu->save_interrupts(interrupts));
+    REQUIRE(to->vcpu->load_registers(registers));
+    REQUIRE(to->vcpu->load_interrupts(interrupts));
+    kvm_vcpu_events events{};
+    REQUIRE(::ioctl(to->vcpu->fd(), KVM_GET_VCPU_EVENTS, &events) == 0);
+    CHECK(events.interrupt.injected == 1);
+    CHECK(events.interrupt.nr == 0x41);
 }
 
 TEST_CASE("warming a vCPU up runs nothing of the guest and changes nothing of its state") {
