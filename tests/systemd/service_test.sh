@@ -27,6 +27,11 @@ exposure=$(inside systemd-analyze security liveupdate@demo --no-pager | tail -1)
 contains "$exposure" "OK"
 echo "$exposure"
 
+# shellcheck disable=SC2016 # for the shell inside
+[[ $(inside bash -c '. /usr/share/bash-completion/completions/liveupdate
+    COMP_WORDS=(liveupdate now ""); COMP_CWORD=2; _liveupdate; echo "${COMPREPLY[*]}"') == demo ]] ||
+    fail "bash does not complete the VM's name"
+
 say "reload updates the VMM, and only when it is outdated"
 inside systemctl reload liveupdate@demo
 [[ $(status_of demo vmm.pid) == "$vmm_pid" ]] || fail "a reload without a new VMM changed it"
