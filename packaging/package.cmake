@@ -5,6 +5,17 @@ install(FILES packaging/needrestart.conf DESTINATION /etc/needrestart/conf.d REN
     COMPONENT liveupdate EXCLUDE_FROM_ALL)
 install(FILES docs/examples/web1.toml
     DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/liveupdate/examples COMPONENT liveupdate)
+foreach(page liveupdate.1 liveupdate.toml.5 liveupdate-vm.toml.5 liveupdated.8)
+    string(REGEX MATCH "[0-9]$" section ${page})
+    install(FILES docs/man/${page} DESTINATION ${CMAKE_INSTALL_MANDIR}/man${section} COMPONENT liveupdate)
+endforeach()
+set(LIVEUPDATE_ZSH_COMPLETIONS ${CMAKE_INSTALL_DATADIR}/zsh/vendor-completions CACHE STRING
+    "Where zsh looks for completions, below the prefix; often share/zsh/site-functions")
+install(FILES packaging/completions/liveupdate.bash
+    DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions RENAME liveupdate COMPONENT liveupdate)
+install(FILES packaging/completions/_liveupdate DESTINATION ${LIVEUPDATE_ZSH_COMPLETIONS} COMPONENT liveupdate)
+install(FILES packaging/completions/liveupdate.fish
+    DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d COMPONENT liveupdate)
 
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME liveupdate)

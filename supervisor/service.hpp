@@ -1,5 +1,5 @@
 // The supervisor of one VM as a service: what its service manager is told, and what is left with the manager
-// so that a successor of this process finds it again. docs/adr/0007 tells what for.
+// so that a successor of this process finds it again. docs/adr/0008 tells what for.
 //
 // Without a manager nothing is told and nothing kept, so callers need not ask.
 #pragma once

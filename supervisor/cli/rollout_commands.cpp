@@ -19,7 +19,8 @@ namespace {
 constexpr const char* kWindowUnit = "liveupdate-window";
 
 struct RolloutArguments {
-    bool now = false; // whatever the policy says
+    bool now = false;       // whatever the policy says
+    bool in_window = false; // the time that the policy waits for has come
 };
 
 ExitCode run_reload(CliIo& io, const std::vector<std::string>& given) {
@@ -68,25 +69,29 @@ void show_outdated(CliIo& io, const std::vector<std::string>& names) {
     }
 }
 
+// A program of the service manager's, of the system's or the user's.
+int run_for_manager(const std::string& program, const std::vector<std::string>& arguments) {
+    std::vector<std::string> all = {program};
+    if (::geteuid() != 0) all.push_back("--user");
+    all.push_back("--quiet");
+    all.insert(all.end(), arguments.begin(), arguments.end());
+    return run_program(all);
+}
+
 // systemd keeps the time; what the timer starts is this command again.
 ExitCode wait_for_window(CliIo& io, const std::string& window) {
     const std::string own = std::filesystem::read_symlink("/proc/self/exe");
-    std::vector<std::string> manager;
-    if (::geteuid() != 0) manager.push_back("--user");
-    std::vector<std::string> stop = {"systemctl"}, start = {"systemd-run"};
-    stop.insert(stop.end(), manager.begin(), manager.end());
-    stop.insert(stop.end(), {"--quiet", "stop", std::string(kWindowUnit) + ".timer"});
-    start.insert(start.end(), manager.begin(), manager.end());
-    start.insert(start.end(),
-        {"--quiet", "--collect", "--unit", kWindowUnit, "--on-calendar", window, own, "rollout", "--now"});
-    const std::string pattern = std::string(kWindowUnit) + ".timer";
-    if (run_program({"systemctl", "--quiet", "is-active", pattern}) == 0) run_program(stop);
-    if (const int status = run_program(start); status != 0)
+    const std::string timer = std::string(kWindowUnit) + ".timer";
+    if (run_for_manager("systemctl", {"is-active", timer}) == 0)
+        run_for_manager("systemctl", {"stop", timer});
+    const int status = run_for_manager("systemd-run",
+        {"--collect", "--unit", kWindowUnit, "--on-calendar", window, own, "rollout", "--in-window"});
+    if (status != 0)
         return complain(
             io, Error(ErrorCode::kInvalid, "systemd-run did not take the window '" + window + "' (status " +
                                                std::to_string(status) + "); correct 'window' in " +
                                                io.paths.host_policy() + ", see systemd.time(7)"));
-    io.out << "updates wait for the window " << window << " (" << kWindowUnit << ".timer)" << std::endl;
+    io.out << "updates wait for the window " << window << " (" << timer << ")" << std::endl;
     return ExitCode::kDone;
 }
 
@@ -95,7 +100,9 @@ ExitCode run_host_rollout(CliIo& io, const RolloutArguments& arguments) {
     if (!policy) return complain(io, policy.error());
     const auto names = vms_with_socket(io.paths);
     if (names.empty()) return ExitCode::kDone;
-    const RolloutMode mode = arguments.now ? RolloutMode::kAutomatic : policy->mode;
+    // A timer may be older than the policy, so what it starts reads it once more.
+    const bool due = arguments.now || (arguments.in_window && policy->mode == RolloutMode::kWindow);
+    const RolloutMode mode = due ? RolloutMode::kAutomatic : policy->mode;
     ExitCode code = ExitCode::kDone;
     if (mode == RolloutMode::kAutomatic) code = update_all(io, names, *policy);
     if (mode == RolloutMode::kWindow) code = wait_for_window(io, policy->window);
@@ -116,6 +123,7 @@ void add_rollout_commands(CLI::App& app, Action& chosen) {
         "rollout", "After an installation: what liveupdate.toml says, for every VM that runs");
     const auto arguments = std::make_shared<RolloutArguments>();
     rollout.add_flag("--now", arguments->now, "update now, whatever liveupdate.toml says");
+    rollout.add_flag("--in-window", arguments->in_window, "what the timer runs: the window has come");
     rollout.callback([arguments, &chosen] {
         chosen = [arguments](CliIo& io) { return run_host_rollout(io, *arguments); };
     });

@@ -22,10 +22,12 @@ say() { printf '== %s\n' "$*"; }
 fail() { printf 'FAILED: %s\n' "$*"; exit 1; }
 contains() { [[ $1 == *"$2"* ]] || fail "'$2' is missing in: $1"; }
 
+start_machine() { "$source/tests/support/real_systemd" start "$machine" "$build" "$work"; }
+
 # Boots, with the packages of this build installed.
 boot() {
     command -v dpkg-deb >/dev/null || { echo "SKIPPED: there is no dpkg"; exit 77; }
-    "$source/tests/support/real_systemd" start "$machine" "$build" "$work"
+    start_machine
     (cd "$build" && flock "$build/packages.lock" cpack -G DEB -B "$work/packages" >"$work/cpack.log" 2>&1) ||
         { cat "$work/cpack.log"; fail "cpack"; }
     inside sh -c "dpkg -i $work/packages/liveupdate_*.deb $work/packages/liveupdate-vmm_*.deb" >"$work/dpkg.log" 2>&1 ||

@@ -27,6 +27,11 @@ exposure=$(inside systemd-analyze security liveupdate@demo --no-pager | tail -1)
 contains "$exposure" "OK"
 echo "$exposure"
 
+# shellcheck disable=SC2016 # for the shell inside
+[[ $(inside bash -c '. /usr/share/bash-completion/completions/liveupdate
+    COMP_WORDS=(liveupdate now ""); COMP_CWORD=2; _liveupdate; echo "${COMPREPLY[*]}"') == demo ]] ||
+    fail "bash does not complete the VM's name"
+
 say "reload updates the VMM, and only when it is outdated"
 inside systemctl reload liveupdate@demo
 [[ $(status_of demo vmm.pid) == "$vmm_pid" ]] || fail "a reload without a new VMM changed it"
@@ -82,8 +87,9 @@ done
 (( owners == 1 )) || fail "$owners VMMs are left"
 starts=$(inside journalctl --no-pager -q -o cat MESSAGE_ID=2cb2aaa5fc8d4f04abeb1e14bb0a437a LIVEUPDATE_VM=demo | wc -l)
 (( starts == 1 )) || fail "the guest was started $starts times"
-inside journalctl --no-pager -q MESSAGE_ID=e941f4631b714744b527e2ef1aa1e878 LIVEUPDATE_VM=demo | grep -q adopted ||
+adoptions=$(inside journalctl --no-pager -q -o cat MESSAGE_ID=e941f4631b714744b527e2ef1aa1e878 LIVEUPDATE_VM=demo | grep -c adopted) ||
     fail "no adoption is in the journal"
+(( adoptions >= kills )) || fail "only $adoptions adoptions are in the journal"
 say "adopted $(inside systemctl show -P NRestarts liveupdate@demo) times: $(guest demo)"
 
 say "a rollback is known to a supervisor that was killed"

@@ -48,6 +48,10 @@ policy $'policy = "window"\nwindow = "*-*-* 03:00"'
 said=$(upgrade "$work/vmm-0.5.deb") || fail "dpkg: $said"
 inside systemctl is-active --quiet liveupdate-window.timer || fail "no timer: $said"
 said=$(upgrade "$work/vmm-0.4.deb") || fail "dpkg: $said" # a second one takes the first one's place
+policy 'policy = "flag"' # changed while the timer waits
+inside systemctl start --wait liveupdate-window.service
+[[ $(status_of demo vmm.pid) == "$before" ]] || fail "updated in a window that the policy has no more"
+policy $'policy = "window"\nwindow = "*-*-* 03:00"'
 inside systemctl start liveupdate-window.service
 for (( i = 0; i < 100; i++ )); do [[ $(status_of demo outdated) == False ]] && break; sleep 0.1; done
 [[ $(status_of demo vmm.version) == 0.1.0 ]] || fail "the window came and nothing was updated"

@@ -1,0 +1,70 @@
+# bash completion of liveupdate(1). Commands and options are those that `liveupdate --help` prints.
+
+# _liveupdate_folder VARIABLE ROOT XDG_VARIABLE HOME_FOLDER: as liveupdate(1) chooses it, "FILES".
+_liveupdate_folder() {
+    if [[ -n ${!1:-} ]]; then printf '%s' "${!1}"
+    elif (( EUID == 0 )); then printf '%s' "$2"
+    else printf '%s' "${!3:-${HOME:-}$4}/liveupdate"
+    fi
+}
+
+_liveupdate_running() {
+    local folder socket
+    folder=$(_liveupdate_folder LIVEUPDATE_RUNTIME_DIR /run/liveupdate XDG_RUNTIME_DIR /.none)
+    for socket in "$folder"/*/control.sock; do
+        [[ -S $socket ]] || continue
+        socket=${socket%/control.sock}
+        printf '%s\n' "${socket##*/}"
+    done
+}
+
+_liveupdate_configured() {
+    local folder file
+    folder=$(_liveupdate_folder LIVEUPDATE_CONFIG_DIR /etc/liveupdate/vms XDG_CONFIG_HOME /.config)
+    if [[ -z ${LIVEUPDATE_CONFIG_DIR:-} ]] && (( EUID != 0 )); then folder+=/vms; fi
+    for file in "$folder"/*.toml; do
+        [[ -e $file ]] || continue
+        file=${file##*/}
+        printf '%s\n' "${file%.toml}"
+    done
+}
+
+_liveupdate_with_history() {
+    local folder file
+    folder=$(_liveupdate_folder LIVEUPDATE_STATE_DIR /var/lib/liveupdate XDG_STATE_HOME /.local/state)
+    for file in "$folder"/*/history.jsonl; do
+        [[ -e $file ]] || continue
+        file=${file%/history.jsonl}
+        printf '%s\n' "${file##*/}"
+    done
+}
+
+_liveupdate() {
+    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} program=${COMP_WORDS[0]}
+    local command='' word words=''
+    COMPREPLY=()
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        if [[ $word != -* ]]; then command=$word; break; fi
+    done
+    case $previous in
+    --binary) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+    --timeout | --max-parallel | --canary | --limit | -n) return ;;
+    esac
+    if [[ $current == -* ]]; then
+        words=$("$program" ${command:+"$command"} --help 2>/dev/null | sed -n 's/^  \(-[a-z],\)\{0,1\}\(--[a-z-]*\).*/\2/p')
+    else
+        case $command in
+        '') words=$("$program" --help 2>/dev/null | sed -n '/^Subcommands:/,/^$/s/^  \([a-z][a-z-]*\) .*/\1/p') ;;
+        start)
+            words=$(_liveupdate_configured)
+            compopt -o filenames 2>/dev/null
+            mapfile -t COMPREPLY < <(compgen -f -X '!*.toml' -- "$current"; compgen -d -- "$current")
+            ;;
+        history) words=$(_liveupdate_with_history) ;;
+        status) words=$(_liveupdate_running; _liveupdate_configured) ;;
+        now | plan | rollback | abort | reload | stop | console) words=$(_liveupdate_running) ;;
+        esac
+    fi
+    mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -W "$words" -- "$current" | sort -u)
+}
+complete -F _liveupdate liveupdate
