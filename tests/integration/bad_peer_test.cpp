@@ -65,7 +65,7 @@ void expect_all(const std::vector<Expected>& cases, bool lies) {
     const Folder folder;
     const auto vm = started(one_vm());
     update_in_turn(*vm, 0, 2);
-    const Holdings before = vm->holdings();
+    const Holdings before = holdings_at_rest(*vm);
     for (const Expected& e : cases)
         expect(*vm, lies ? folder.hostile(e.name) : e.name, e);
     check_nothing_leaked(*vm, before);

@@ -1,6 +1,8 @@
 #include "tests/integration/checks.hpp"
 
 #include <cstdlib>
+#include <thread>
+#include <utility>
 
 namespace liveupdate::tests {
 
@@ -60,6 +62,17 @@ void check_sound(LiveVm& vm, unsigned vcpus) {
     const uint64_t epoch = vm.baton().read().epoch;
     for (unsigned v = 0; v < vcpus; ++v)
         CHECK(LiveVm::eventually([&] { return vm.witness()[v].epoch.load() == epoch; }));
+}
+
+Holdings holdings_at_rest(LiveVm& vm) {
+    Holdings now = vm.holdings();
+    const bool at_rest = LiveVm::eventually([&] {
+        const Holdings before = std::exchange(now, vm.holdings());
+        std::this_thread::sleep_for(std::chrono::milliseconds(200));
+        return before == now && vm.holdings() == now;
+    });
+    CHECK_MESSAGE(at_rest, "what the VM's processes hold changes all the time");
+    return now;
 }
 
 void check_nothing_leaked(LiveVm& vm, const Holdings& before) {

@@ -35,6 +35,9 @@ void check_sound(LiveVm& vm, unsigned vcpus);
 // The same without an owner.
 void check_never_two_owners(const LiveVm& vm, unsigned vcpus);
 
+// For check_nothing_leaked(): what is held once connections and processes that are on their way out have
+// gone.
+Holdings holdings_at_rest(LiveVm& vm);
 // Nothing more, nothing less is held than before. Waits for what ends in its own time, such as connections.
 void check_nothing_leaked(LiveVm& vm, const Holdings& before);
 

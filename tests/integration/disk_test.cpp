@@ -73,7 +73,7 @@ void check_content(LiveVm& vm, const std::string& path) {
 void check_updates(const std::string& path, const std::string& more, unsigned count) {
     const auto vm = started(with_disk(path, more));
     REQUIRE(LiveVm::eventually([&] { return read_field(disk_of(*vm).completed) > 64; }));
-    const Holdings before = (update_in_turn(*vm, 0, 2), vm->holdings());
+    const Holdings before = (update_in_turn(*vm, 0, 2), holdings_at_rest(*vm));
     for (unsigned n = 2; n < count; ++n) {
         const uint64_t completed = read_field(disk_of(*vm).completed);
         update_in_turn(*vm, n, 1);

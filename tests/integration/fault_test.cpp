@@ -63,7 +63,7 @@ public:
         if (vm_) return *vm_;
         vm_ = started(small_guest());
         update_in_turn(*vm_, 0, 2);
-        before_ = vm_->holdings();
+        before_ = holdings_at_rest(*vm_);
         supervisor_ = vm_->supervisor_pid();
         turn_ = 0;
         return *vm_;
@@ -84,7 +84,7 @@ public:
         if (victim != Party::kSupervisor) return;
         // An adopted VMM has no stderr pipe, and so on: a new count, which also shows that it can be updated.
         update_in_turn(vm, turn_, 2);
-        before_ = vm.holdings();
+        before_ = holdings_at_rest(vm);
     }
 
     void fail(Phase phase) {
