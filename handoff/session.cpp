@@ -54,7 +54,8 @@ private:
         }
         const size_t own = polled.size();
         polled.insert(polled.end(), guests.begin(), guests.end());
-        if (::poll(polled.data(), polled.size(), wake.poll_ms()) < 0 && errno != EINTR) {
+        timespec rest{};
+        if (::ppoll(polled.data(), polled.size(), wake.ppoll_time(rest), nullptr) < 0 && errno != EINTR) {
             done_ = true;
             exit_status_ = 70; // EX_SOFTWARE: poll refuses our own descriptors
             return;

@@ -69,6 +69,7 @@ Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
     plan.fds = &order.fds;
     plan.kept = &parts_.fds;
     TRY_ASSIGN(parts_.machine, Machine::build(std::move(plan)));
+    parts_.machine->pit().expect_thaw(parts_.machine->vm());
     TRY(parts_.machine->add_vcpus(machine.vcpus()));
     TRY(parts_.machine->set_cpuid(fixed.cpuid));
     for (size_t i = 0; i < fixed.tsc_offsets.size(); ++i)

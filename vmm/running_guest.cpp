@@ -128,6 +128,7 @@ void RunningGuest::flush_console() {
 void RunningGuest::collect(std::vector<pollfd>& fds) {
     if (!parts_.machine) return;
     fds.push_back({machine().event_fd(), POLLIN, 0});
+    if (const int ended = machine().pit().wake_fd(); ended >= 0) fds.push_back({ended, POLLIN, 0});
     machine().console().collect(fds);
 }
 

@@ -37,6 +37,13 @@ public:
         const auto ms = std::chrono::ceil<std::chrono::milliseconds>(left()).count();
         return ms > INT_MAX ? INT_MAX : static_cast<int>(ms);
     }
+    // For ppoll(2); null when there is no end to wait for.
+    const timespec* ppoll_time(timespec& storage) const {
+        if (at_ == Clock::time_point::max()) return nullptr;
+        const auto rest = left().count();
+        storage = {static_cast<time_t>(rest / 1'000'000'000), static_cast<long>(rest % 1'000'000'000)};
+        return &storage;
+    }
     uint64_t ns() const {
         return static_cast<uint64_t>(
             std::chrono::duration_cast<std::chrono::nanoseconds>(at_.time_since_epoch()).count());

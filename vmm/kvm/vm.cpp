@@ -137,6 +137,12 @@ Result<void> Vm::set_pit(kvm_pit_state2 pit) const {
     TRY(kvm_ioctl(fd_.get(), KVM_SET_PIT2, &pit, "KVM_SET_PIT2"));
     return {};
 }
+Result<void> Vm::set_pit_reinject(bool reinject) const {
+    kvm_reinject_control control{};
+    control.pit_reinject = reinject ? 1 : 0;
+    TRY(kvm_ioctl(fd_.get(), KVM_REINJECT_CONTROL, &control, "KVM_REINJECT_CONTROL"));
+    return {};
+}
 Result<kvm_clock_data> Vm::clock() const {
     kvm_clock_data data{};
     TRY(kvm_ioctl(fd_.get(), KVM_GET_CLOCK, &data, "KVM_GET_CLOCK"));

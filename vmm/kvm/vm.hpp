@@ -40,6 +40,8 @@ public:
     Result<void> set_irqchip(kvm_irqchip chip) const;
     Result<kvm_pit_state2> pit() const;
     Result<void> set_pit(kvm_pit_state2 pit) const;
+    // Whether KVM remembers ticks of the PIT that the guest has not taken, and raises them again.
+    Result<void> set_pit_reinject(bool reinject) const;
     Result<kvm_clock_data> clock() const;
     Result<void> set_clock(kvm_clock_data clock) const;
 
