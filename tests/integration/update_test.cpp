@@ -1,8 +1,13 @@
 // Many updates in a row, there and back between two builds, under guests that watch time, interrupts, memory
 // and the serial port. LIVEUPDATE_TEST_UPDATES: how many (20).
+#include <algorithm>
+#include <climits>
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <stop_token>
+#include <thread>
+#include <vector>
 
 #include "tests/integration/checks.hpp"
 
@@ -173,6 +178,36 @@ TEST_CASE("no timer interrupt and no IPI is lost or doubled with 2 vCPUs") {
 TEST_CASE("no timer interrupt and no IPI is lost or doubled with 4 vCPUs") {
     NEEDS_KVM();
     check_timers(4);
+}
+
+// Threads that never rest, so that the guest gets a part of a CPU.
+std::vector<std::jthread> crowd() {
+    std::vector<std::jthread> threads;
+    for (unsigned i = 0; i < 2 * std::thread::hardware_concurrency(); ++i)
+        threads.emplace_back([](const std::stop_token& stop) {
+            while (!stop.stop_requested()) {
+            }
+        });
+    return threads;
+}
+
+TEST_CASE("ticks that a guest without CPU has not taken are not lost in an update") {
+    NEEDS_KVM();
+    LiveVmOptions options;
+    options.vcpus = 2;
+    options.guest = "timer.elf";
+    options.cmdline = "early_us=1000000 ipi=0";
+    options.update_toml = "probation = \"20ms\"\nblackout_limit = \"10s\"\n";
+    const auto vm = started(options);
+    const VcpuSlot& first = vm->report().vcpus[0];
+    REQUIRE(LiveVm::eventually([&] { return read_field(first.timer.pit_interrupts) > 10; }));
+    update_in_turn(*vm, 0, 2); // the first update may shift the PIT by a part of a period
+    const int64_t surplus = best_pit_surplus(first, read_field(vm->report().header.tsc_khz));
+    {
+        const auto busy = crowd();
+        update_in_turn(*vm, 2, 10);
+    }
+    check_pit(*vm, surplus, 12);
 }
 
 void check_pattern(unsigned vcpus) {
