@@ -11,6 +11,7 @@ counter() { local line; line=$(guest demo); line=${line#counter=}; echo "${line%
 vmm_package() { changed_package liveupdate-vmm "$1" "$work/vmm-$1.deb" "$vmm=$2"; }
 
 boot
+contains "$(dpkg-deb -c "$work"/packages/libhandoff-dev_*.deb)" "usr/include/handoff/guest.hpp"
 vm_file demo $'[policy]\ngroup = "liveupdate"'
 inside systemctl start liveupdate@demo
 started=$(status_of demo vmm.build_id)
