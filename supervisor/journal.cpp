@@ -32,6 +32,7 @@ constexpr std::array kEvents = {
     EventRow{EventKind::kRecovered, "e941f4631b714744b527e2ef1aa1e878", LOG_NOTICE},
     EventRow{EventKind::kFailed, "4c80583d134540f29aeb0ef98afae0d7", LOG_ERR},
     EventRow{EventKind::kLost, "2308297fbd4543c4891bfe1ee5b2fa4f", LOG_CRIT},
+    EventRow{EventKind::kRebooted, "2e1aa61de30d41d593635a89524de592", LOG_WARNING},
 };
 
 // systemd.exec(5), $JOURNAL_STREAM: the device and inode of the stream that the manager has connected.

@@ -7,7 +7,7 @@
 namespace liveupdate::supervisor {
 
 // Their MESSAGE_IDs are part of the interface and are never changed.
-enum class EventKind { kStarted, kCommitted, kRefused, kRolledBack, kRecovered, kFailed, kLost };
+enum class EventKind { kStarted, kCommitted, kRefused, kRolledBack, kRecovered, kFailed, kLost, kRebooted };
 
 struct LogEvent {
     EventKind kind{};

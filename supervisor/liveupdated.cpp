@@ -20,6 +20,7 @@
 #include "supervisor/service.hpp"
 #include "supervisor/vm.hpp"
 #include "systemd/event_loop.hpp"
+#include "systemd/notify.hpp"
 
 namespace {
 
@@ -70,6 +71,11 @@ Result<int> supervise(const std::string& config_path) {
     VmSupervisor vm(*loop, config, paths, std::move(history), service);
     TRY_ASSIGN(const auto term, loop->add_signal(SIGTERM, [&](const signalfd_siginfo&) { vm.stop(); }));
     TRY_ASSIGN(const auto interrupt, loop->add_signal(SIGINT, [&](const signalfd_siginfo&) { vm.stop(); }));
+    systemd::Source hangup;
+    // Of a terminal it means what it always does.
+    if (systemd::has_manager()) {
+        TRY_ASSIGN(hangup, loop->add_signal(SIGHUP, [&](const signalfd_siginfo&) { vm.reload(); }));
+    }
     TRY(vm.start(std::move(kept)));
     ControlServerOptions options;
     options.path = paths.control_socket(config.name);

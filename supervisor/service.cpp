@@ -7,17 +7,19 @@
 #include <chrono>
 
 #include "systemd/notify.hpp"
+#include "systemd/restart.hpp"
 
 namespace liveupdate::supervisor {
 namespace {
 
 constexpr auto kManagerTime = std::chrono::seconds(5);
+constexpr auto kAskTime = std::chrono::seconds(1);
 constexpr const char* kSlice = "liveupdate.slice";
 
 bool is_known(const std::string& name) {
     const auto is = [&](const char* word) { return name == word; };
     return is("control") || is("baton") || is("previous") || is("witness") || is("firmware") ||
-           name.starts_with("ram") || name.starts_with("vmm-");
+           name.starts_with("ram") || name.starts_with("vmm-") || name.starts_with("session-");
 }
 
 // A manager that does not listen is no reason to stop anything.
@@ -60,20 +62,21 @@ void Service::store(const handoff::FdToSend& file) {
     stored_[file.name] = id;
 }
 
-void Service::shelter(pid_t pid, int pidfd) {
+void Service::shelter(const VmmProcess& vmm) {
     if (!systemd::has_manager()) return;
-    const std::string number = std::to_string(pid);
+    const std::string number = std::to_string(vmm.pid());
     {
         const std::lock_guard lock(mutex_);
-        store({"vmm-" + number, pidfd});
+        store({"vmm-" + number, vmm.pidfd()});
+        store({"session-" + number, vmm.session_file()});
     }
     const Deadline deadline = Deadline::after(kManagerTime);
     if (unit_) {
-        const auto moved = systemd::move_to_scope(pid,
+        const auto moved = systemd::move_to_scope(vmm.pid(),
             {"liveupdate-vmm-" + vm_name_ + "-" + number + ".scope", "VMM of " + vm_name_, kSlice, *unit_},
             deadline);
         if (!moved)
-            spdlog::warn("{}: the VMM with pid {} stays in the control group of {}: {}", vm_name_, pid,
+            spdlog::warn("{}: the VMM with pid {} stays in the control group of {}: {}", vm_name_, number,
                 unit_->name, moved.error().message);
     }
     warn_of(vm_name_, systemd::barrier(deadline));
@@ -110,6 +113,12 @@ void Service::ready() {
 
 void Service::reloading() {
     warn_of(vm_name_, systemd::notify_reloading());
+}
+
+bool Service::is_being_restarted() const {
+    if (!unit_) return false;
+    const auto restarted = systemd::is_being_restarted(*unit_, Deadline::after(kAskTime));
+    return restarted && *restarted;
 }
 
 void Service::stopping(std::chrono::microseconds at_most) {

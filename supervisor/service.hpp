@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "handoff/channel.hpp"
+#include "supervisor/vmm_process.hpp"
 #include "systemd/scope.hpp"
 
 namespace liveupdate::supervisor {
@@ -26,14 +27,14 @@ public:
     Service& operator=(Service&&) = delete;
     ~Service() = default;
 
-    // By name: "control", "baton", "previous", the RAM blocks' names, and "vmm-PID" for the pidfd of each
-    // VMM.
+    // By name: "control", "baton", "previous", the RAM blocks' names, and for each VMM "vmm-PID", its pidfd,
+    // and "session-PID", its session socket's file.
     handoff::NamedFds take_kept() { return std::move(kept_); }
 
     // From any thread, right after a VMM was started and before it is given anything: puts it into a scope of
-    // its own, and its pidfd into the store. What fails leaves it in the service's control group, with a
-    // warning: KillMode=process spares it there.
-    void shelter(pid_t pid, int pidfd);
+    // its own, its pidfd and its session socket's file into the store. What fails leaves it in the service's
+    // control group, with a warning: KillMode=process spares it there.
+    void shelter(const VmmProcess& vmm);
 
     // Exactly these are kept from now on, and what shelter() has kept and is not among them is not. Returns
     // when the manager has them.
@@ -43,6 +44,8 @@ public:
     void status(const std::string& text);
     void ready();
     void reloading();
+    // True when the manager stops the service in order to start it again.
+    bool is_being_restarted() const;
     // The manager shall wait for so long at least.
     void stopping(std::chrono::microseconds at_most);
 
@@ -57,7 +60,7 @@ private:
     void store(const handoff::FdToSend& file);
 
     const std::string vm_name_;
-    std::optional<systemd::OwnUnit> unit_;
+    std::optional<systemd::ServiceUnit> unit_;
     handoff::NamedFds kept_;
     std::mutex mutex_; // of what follows
     std::map<std::string, FileId> stored_;

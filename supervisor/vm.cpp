@@ -3,10 +3,12 @@
 #include <dirent.h>
 #include <spdlog/spdlog.h>
 #include <sys/epoll.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <set>
 
 #include "handoff/base/fd.hpp"
 #include "liveupdate_version.hpp"
@@ -21,15 +23,31 @@ constexpr auto kLaunchTime = std::chrono::seconds(30);
 constexpr auto kConnectTime = std::chrono::seconds(2);
 constexpr size_t kHistoryDefault = 20;
 
-std::vector<std::string> session_sockets(const std::string& directory) {
+using FileId = std::pair<dev_t, ino_t>;
+
+std::optional<FileId> id_of(const std::string& path) {
+    struct stat status {};
+    if (::stat(path.c_str(), &status) < 0) return std::nullopt;
+    return FileId{status.st_dev, status.st_ino};
+}
+
+// Those of the runtime folder, and those that were kept and lie there no more.
+std::vector<std::string> session_sockets(const std::string& directory, const handoff::NamedFds& kept) {
     std::vector<std::string> found;
-    DIR* dir = ::opendir(directory.c_str());
-    if (dir == nullptr) return found;
-    while (const dirent* entry = ::readdir(dir)) {
-        const std::string name = entry->d_name;
-        if (name.starts_with("vmm-") && name.ends_with(".sock")) found.push_back(directory + "/" + name);
+    std::set<FileId> seen;
+    const auto add = [&](const std::string& path) {
+        const auto id = id_of(path);
+        if (id && seen.insert(*id).second) found.push_back(path);
+    };
+    if (DIR* dir = ::opendir(directory.c_str())) {
+        while (const dirent* entry = ::readdir(dir)) {
+            const std::string name = entry->d_name;
+            if (name.starts_with("vmm-") && name.ends_with(".sock")) add(directory + "/" + name);
+        }
+        ::closedir(dir);
     }
-    ::closedir(dir);
+    for (const auto& [name, file] : kept)
+        if (name.starts_with("session-")) add("/proc/self/fd/" + std::to_string(file.get()));
     return found;
 }
 
@@ -82,7 +100,7 @@ Result<void> VmSupervisor::start(handoff::NamedFds kept) {
 
 // VMMs of a former supervisor: the owner of the guest is taken over, all others are told to end.
 Result<bool> VmSupervisor::adopt(const handoff::NamedFds& kept) {
-    for (const std::string& socket : session_sockets(paths_.vm_runtime_dir(config_.name))) {
+    for (const std::string& socket : session_sockets(paths_.vm_runtime_dir(config_.name), kept)) {
         auto process = VmmProcess::connect(socket, Deadline::after(kConnectTime));
         if (!process) {
             // Somebody lives there and may run the guest: a second one beside it would be worse than none.
@@ -116,7 +134,7 @@ Result<void> VmSupervisor::launch() {
     const Deadline deadline = Deadline::after(kLaunchTime);
     const std::string socket = paths_.vm_runtime_dir(config_.name) + "/vmm-1.sock";
     TRY_ASSIGN(vmm_, VmmProcess::spawn(binary, 1, socket, deadline, -1));
-    service_.shelter(vmm_.pid(), vmm_.pidfd());
+    service_.shelter(vmm_);
     Message message;
     *message.mutable_launch()->mutable_manifest() = handoff::to_message(files_->manifest);
     message.mutable_launch()->set_participant(1);
@@ -347,7 +365,7 @@ void VmSupervisor::run_update(UpdateRequest request, std::shared_ptr<ControlRepl
             tell_status();
         });
     };
-    const auto on_spawned = [this](const VmmProcess& vmm) { service_.shelter(vmm.pid(), vmm.pidfd()); };
+    const auto on_spawned = [this](const VmmProcess& vmm) { service_.shelter(vmm); };
     if (update_thread_.joinable()) update_thread_.join();
     update_thread_ = std::thread([this, request = std::move(request), reply, on_phase, on_spawned]() mutable {
         Update update({config_, paths_, *files_, vmm_, cancel_fd_.get(), on_phase, on_spawned},

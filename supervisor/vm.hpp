@@ -36,6 +36,9 @@ public:
     // Ends the guest and then the loop: the guest is asked to power off, and given [policy] stop_timeout for
     // it. Called once more, it is not waited for any longer.
     void stop();
+    // SIGHUP of a service manager, which waits for RELOADING=1 and READY=1: updates to the VMM on disk, if
+    // what runs is outdated.
+    void reload();
 
     void handle(nlohmann::json request, std::shared_ptr<ControlReply> reply) override;
 

@@ -40,6 +40,19 @@ std::string ago(uint64_t unix_ms) {
     return human_duration(std::chrono::minutes(seconds / 60)) + " ago";
 }
 
+// Of a request that no client has made: what became of an update is logged anyway.
+class LogReply final : public ControlReply {
+public:
+    explicit LogReply(std::string vm_name) : vm_name_(std::move(vm_name)) {}
+    void event(nlohmann::json) override {}
+    void finish(nlohmann::json) override {}
+    void fail(const Error& error) override { spdlog::warn("{}: {}", vm_name_, error.message); }
+    void on_disconnect(std::function<void()>) override {}
+
+private:
+    const std::string vm_name_;
+};
+
 // A supervisor that cannot even tell its version would not find the guest either.
 Result<void> try_out(const std::string& program) {
     std::string path = program, option = "--version";
@@ -122,7 +135,9 @@ std::vector<handoff::FdToSend> VmSupervisor::keepsakes() const {
     std::vector<handoff::FdToSend> all;
     if (listener_ >= 0) all.push_back({"control", listener_});
     if (!vmm_ || !files_) return all;
-    all.push_back({"vmm-" + std::to_string(vmm_.pid()), vmm_.pidfd()});
+    const std::string number = std::to_string(vmm_.pid());
+    all.push_back({"vmm-" + number, vmm_.pidfd()});
+    all.push_back({"session-" + number, vmm_.session_file()});
     all.push_back({"baton", files_->baton_fd.get()});
     for (const auto& block : handoff::fds_of(files_->manifest))
         all.push_back(block);
@@ -139,6 +154,13 @@ void VmSupervisor::listen_on(int listener) {
     keep_for_successor();
     tell_status();
     service_.ready();
+}
+
+void VmSupervisor::reload() {
+    if (state_ == State::kStopping || state_ == State::kStopped) return;
+    service_.reloading();
+    begin_update({{"kind", "update"}, {"if_outdated", true}}, std::make_shared<LogReply>(config_.name));
+    if (state_ != State::kUpdating) service_.ready(); // else the update's end says it
 }
 
 std::string VmSupervisor::status_line() const {

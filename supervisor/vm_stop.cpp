@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "supervisor/journal.hpp"
 #include "supervisor/vm.hpp"
 
 namespace liveupdate::supervisor {
@@ -19,8 +20,13 @@ constexpr uint64_t kMostGuestMs = 3'600'000;
 } // namespace
 
 void VmSupervisor::stop() {
-    const auto guest_time =
-        state_ == State::kStopping ? milliseconds(0) : std::chrono::ceil<milliseconds>(config_.stop_timeout);
+    const bool again = state_ == State::kStopping;
+    const bool runs = state_ == State::kRunning || state_ == State::kUpdating;
+    const auto guest_time = again ? milliseconds(0) : std::chrono::ceil<milliseconds>(config_.stop_timeout);
+    if (runs && service_.is_being_restarted())
+        log_event({EventKind::kRebooted, config_.name, "", "", "",
+            "the unit is being restarted, which reboots the guest; an update without a reboot is "
+            "`systemctl reload`"});
     stop_guest(guest_time, Deadline::after(kVmmEndTime));
 }
 

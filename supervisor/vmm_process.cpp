@@ -104,6 +104,7 @@ VmmProcess::~VmmProcess() {
 Result<void> VmmProcess::start(const std::string& socket_path) {
     TRY_ASSIGN(const UniqueFd listening, fd::unix_listen(socket_path, SOCK_SEQPACKET, 4));
     socket_path_ = socket_path;
+    TRY_ASSIGN(session_file_, fd::open(socket_path, O_PATH));
     int pipe[2];
     if (::pipe2(pipe, O_CLOEXEC | O_NONBLOCK) < 0) return Error::from_errno("pipe");
     stderr_ = UniqueFd(pipe[0]);
@@ -155,6 +156,7 @@ Result<VmmProcess> VmmProcess::connect(const std::string& socket_path, Deadline 
     process.socket_path_ = socket_path;
     auto socket = fd::unix_connect(socket_path, SOCK_SEQPACKET);
     if (!socket) return Error(ErrorCode::kNotFound, socket.error().message);
+    TRY_ASSIGN(process.session_file_, fd::open(socket_path, O_PATH));
     process.channel_ = handoff::Channel(std::move(socket).value());
     handoff::proto::Message hello;
     hello.mutable_hello()->set_oldest_protocol(handoff::kOldestProtocol);
@@ -285,6 +287,7 @@ void VmmProcess::kill() {
     reap();
     ::unlink(socket_path_.c_str());
     channel_.close();
+    session_file_.reset();
     pidfd_.reset();
 }
 
@@ -298,6 +301,7 @@ void VmmProcess::wait_or_kill(Deadline deadline) {
 
 void VmmProcess::forget() {
     pidfd_.reset();
+    session_file_.reset();
     channel_.close();
 }
 

@@ -62,6 +62,8 @@ public:
 
     pid_t pid() const { return pid_; }
     int pidfd() const { return pidfd_.get(); }
+    // The socket file that the VMM listens at (O_PATH): nobody answers there once the VMM is gone.
+    int session_file() const { return session_file_.get(); }
     int channel_fd() const { return channel_.fd(); }
     handoff::Participant participant() const { return participant_; }
     const OpenBinary& binary() const { return binary_; }
@@ -81,6 +83,7 @@ private:
     UniqueFd stderr_;
     handoff::Channel channel_;
     std::string socket_path_;
+    UniqueFd session_file_;
     handoff::Participant participant_ = 0;
     OpenBinary binary_;
     handoff::proto::Offer offer_;

@@ -34,7 +34,9 @@ Result<void> notify_reloading() {
 }
 
 Result<void> store_fd(const std::string& name, int fd) {
-    const std::string text = "FDSTORE=1\nFDNAME=" + name;
+    const int flags = ::fcntl(fd, F_GETFL);
+    const bool can_be_polled = flags >= 0 && (flags & O_PATH) == 0;
+    const std::string text = "FDSTORE=1\nFDNAME=" + name + (can_be_polled ? "" : "\nFDPOLL=0");
     if (const int r = sd_pid_notify_with_fds(0, 0, text.c_str(), &fd, 1); r < 0)
         return from_sd(r, "give " + name + " to the service manager");
     return {};

@@ -24,8 +24,8 @@ Result<void> notify(const std::string& assignments);
 Result<void> notify_reloading();
 
 // The manager keeps a duplicate and gives it to this service's next process, whatever ends this one. Names
-// are printable ASCII without ':'. Twice the same open file is one. Not before the barrier is it sure to be
-// kept.
+// are printable ASCII without ':'. Twice the same open file is one. Dropped when it hangs up, but for one
+// that was opened with O_PATH. Not before the barrier is it sure to be kept.
 Result<void> store_fd(const std::string& name, int fd);
 Result<void> remove_stored_fd(const std::string& name);
 // Waits until the manager has read everything that was sent before.

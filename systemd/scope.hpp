@@ -14,19 +14,21 @@ namespace liveupdate::systemd {
 
 enum class Manager { kSystem, kUser };
 
-struct OwnUnit {
+struct ServiceUnit {
     std::string name; // "liveupdate@web1.service"
     Manager manager{};
 };
 
+// The service in whose control group the process is; 0 is this one.
+std::optional<ServiceUnit> service_of(pid_t pid);
 // The service that this process is the main process of. None when no manager started it as one.
-std::optional<OwnUnit> own_unit();
+std::optional<ServiceUnit> own_unit();
 
 struct ScopeRequest {
     std::string name; // ends in .scope; no such unit exists yet
     std::string description;
-    std::string slice; // empty: the manager's default
-    OwnUnit service;   // of which the process came; the host's shutdown stops this first, then the scope
+    std::string slice;   // empty: the manager's default
+    ServiceUnit service; // of which the process came; the host's shutdown stops this first, then the scope
 };
 
 // Asks the manager over D-Bus and waits until the process is in the scope. kNotFound when there is no bus.

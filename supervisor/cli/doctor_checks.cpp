@@ -5,12 +5,15 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <systemd/sd-daemon.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 
 #include "handoff/base/fd.hpp"
@@ -20,6 +23,7 @@
 #include "supervisor/cli/vms.hpp"
 #include "supervisor/config.hpp"
 #include "supervisor/units.hpp"
+#include "systemd/scope.hpp"
 
 namespace liveupdate::supervisor::cli {
 namespace {
@@ -123,14 +127,45 @@ Check check_binary(const std::string& path) {
     return ok("VMM binary", path + ", build " + short_build_id(binary->build_id));
 }
 
+pid_t supervisor_pid(const Paths& paths, const std::string& name) {
+    const auto text = fd::read_file(paths.supervisor_pid(name), 64);
+    pid_t pid = 0;
+    if (text) std::from_chars(text->data(), text->data() + text->size(), pid);
+    return pid;
+}
+
+// The unit of a VM whose supervisor runs under a service manager.
+std::optional<systemd::ServiceUnit> unit_of(const Paths& paths, const std::string& name) {
+    const pid_t pid = supervisor_pid(paths, name);
+    if (pid <= 0) return std::nullopt;
+    auto unit = systemd::service_of(pid);
+    if (!unit || unit->name != "liveupdate@" + name + ".service") return std::nullopt;
+    return unit;
+}
+
+std::string where_it_logs(const Paths& paths, const std::string& name) {
+    const auto unit = unit_of(paths, name);
+    if (!unit) return "see " + paths.supervisor_log(name);
+    const bool of_user = unit->manager == systemd::Manager::kUser;
+    return std::string("see `journalctl ") + (of_user ? "--user " : "") + "-u " + unit->name + "`";
+}
+
+// How its former supervisor was started nobody can be asked; only `liveupdate start` leaves a log there.
+std::string how_to_start(const Paths& paths, const std::string& name) {
+    const bool by_unit = sd_booted() > 0 && ::access(paths.supervisor_log(name).c_str(), F_OK) < 0;
+    return by_unit
+               ? std::string("systemctl ") + (::geteuid() == 0 ? "" : "--user ") + "start liveupdate@" + name
+               : "liveupdate start " + name;
+}
+
 Check check_supervisor(const Paths& paths, const std::string& name) {
     const std::string title = "supervisor of " + name;
     const auto client = ControlClient::connect(paths, name);
     if (!client && client.error().code == ErrorCode::kNotFound)
-        return fail(
-            title, client.error(), "run `liveupdate start " + name + "`: it adopts a VMM that still runs");
+        return fail(title, client.error(),
+            "run `" + how_to_start(paths, name) + "`: it adopts a VMM that still runs");
     const auto status = vm_status(paths, name);
-    if (!status) return fail(title, status.error(), "see " + paths.supervisor_log(name));
+    if (!status) return fail(title, status.error(), where_it_logs(paths, name));
     const std::string state = text_at(*status, "/state", "unknown");
     if (state == "lost")
         return {title, Verdict::kFail, "the guest is lost", "run `liveupdate history " + name + "`"};

@@ -1,5 +1,8 @@
 # Sourced by the tests of this folder: a real systemd with the built packages installed, and small words to test
 # with. Usage of each test: NAME_test.sh BUILD_FOLDER SOURCE_FOLDER
+#
+# LIVEUPDATE_TEST_TREE: the tree of another Debian, with another systemd, instead of a copy of this one. Made by
+#   debootstrap --variant=minbase --include=systemd-sysv,dbus,procps,python3-minimal trixie FOLDER
 set -euo pipefail
 
 build=$(readlink -f "$1") source=$(readlink -f "$2")
@@ -22,7 +25,18 @@ say() { printf '== %s\n' "$*"; }
 fail() { printf 'FAILED: %s\n' "$*"; exit 1; }
 contains() { [[ $1 == *"$2"* ]] || fail "'$2' is missing in: $1"; }
 
+export REAL_SYSTEMD_TREE=${LIVEUPDATE_TEST_TREE:-}
 start_machine() { "$source/tests/support/real_systemd" start "$machine" "$build" "$work"; }
+
+# What the build is linked to and another tree has not.
+bring_libraries() {
+    local known path
+    known=$(inside ldconfig -p)
+    for path in $(ldd "$build"/bin/liveupdate{,d,-vmm} "$build/bin/guest_watch" | awk '$2 == "=>" { print $3 }' | sort -u); do
+        [[ $known == *"$(basename "$path") "* ]] || { mkdir -p "$work/lib"; cp -L "$path" "$work/lib"; }
+    done
+    [[ ! -d $work/lib ]] || inside sh -c "cp $work/lib/* /usr/local/lib && ldconfig"
+}
 
 # Boots, with the packages of this build installed.
 boot() {
@@ -30,7 +44,8 @@ boot() {
     start_machine
     (cd "$build" && flock "$build/packages.lock" cpack -G DEB -B "$work/packages" >"$work/cpack.log" 2>&1) ||
         { cat "$work/cpack.log"; fail "cpack"; }
-    inside sh -c "dpkg -i $work/packages/liveupdate_*.deb $work/packages/liveupdate-vmm_*.deb" >"$work/dpkg.log" 2>&1 ||
+    [[ -z ${LIVEUPDATE_TEST_TREE:-} ]] || bring_libraries
+    inside sh -c "dpkg ${LIVEUPDATE_TEST_TREE:+--force-depends} -i $work/packages/liveupdate_*.deb $work/packages/liveupdate-vmm_*.deb" >"$work/dpkg.log" 2>&1 ||
         { cat "$work/dpkg.log"; fail "the packages cannot be installed"; }
 }
 

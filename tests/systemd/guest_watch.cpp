@@ -1,6 +1,7 @@
 // Says in one line what a running clock guest says of itself, read from its RAM from outside:
 // "counter=N errors=N violations=N". Waits until the guest runs, and until its counter has gone on. A guest
 // that was restarted counts from 0 again; `violations` are entries into it by two VMMs at once.
+// With "button" the guest listens to its power button from then on, and powers itself off when it is pressed.
 #include <fcntl.h>
 
 #include <cstdio>
@@ -19,6 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 using namespace liveupdate;
 using ::tests::guests::read_field;
+using ::tests::guests::write_field;
 
 constexpr auto kWait = std::chrono::seconds(20);
 
@@ -41,7 +43,7 @@ bool eventually(const auto& condition) {
     return true;
 }
 
-Result<void> watch(const std::string& name) {
+Result<void> watch(const std::string& name, bool await_button) {
     TRY_ASSIGN(const supervisor::Paths paths, supervisor::resolve_paths());
     TRY_ASSIGN(auto client, supervisor::cli::ControlClient::connect(paths, name));
     TRY_ASSIGN(const auto status, client.call({{"command", "status"}}, Deadline::after(kWait)));
@@ -49,8 +51,7 @@ Result<void> watch(const std::string& name) {
     const pid_t pid = status.at("vmm").at("pid");
     TRY_ASSIGN(const auto ram, map(pid, "ram0", status.at("memory_bytes").get<uint64_t>()));
     TRY_ASSIGN(const auto page, map(pid, "witness", 4096));
-    const auto& report =
-        *reinterpret_cast<const ::tests::guests::Report*>(ram.data() + ::tests::guests::kReportGpa);
+    auto& report = *reinterpret_cast<::tests::guests::Report*>(ram.data() + ::tests::guests::kReportGpa);
     const auto& slot = *reinterpret_cast<const vmm::WitnessSlot*>(page.data());
     const auto counter = [&] { return read_field(report.vcpus[0].counter); };
     if (!eventually([&] { return read_field(report.header.started) != 0; }))
@@ -58,6 +59,11 @@ Result<void> watch(const std::string& name) {
     const uint64_t before = counter();
     if (!eventually([&] { return counter() > before + 1; }))
         return Error(ErrorCode::kTimeout, "the guest stands still");
+    if (await_button) {
+        write_field(report.header.stop, ::tests::guests::kStopByButton);
+        if (!eventually([&] { return read_field(report.header.stop) == ::tests::guests::kStopNone; }))
+            return Error(ErrorCode::kTimeout, "the guest does not read what it is asked for");
+    }
     std::printf("counter=%llu errors=%llu violations=%llu\n", static_cast<unsigned long long>(counter()),
         static_cast<unsigned long long>(read_field(report.header.errors)),
         static_cast<unsigned long long>(slot.violations.load()));
@@ -67,8 +73,9 @@ Result<void> watch(const std::string& name) {
 } // namespace
 
 int main(int argc, char** argv) {
-    if (argc != 2) return 2;
-    const auto watched = watch(argv[1]);
+    const bool await_button = argc == 3 && argv[2] == std::string_view("button");
+    if (argc != 2 && !await_button) return 2;
+    const auto watched = watch(argv[1], await_button);
     if (watched) return 0;
     std::fprintf(stderr, "guest_watch: %s\n", watched.error().message.c_str());
     return 1;

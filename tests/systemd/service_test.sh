@@ -23,9 +23,18 @@ contains "$(inside systemctl show -P StatusText liveupdate@demo)" "running 0.1.0
 sound
 vmm_pid=$(status_of demo vmm.pid)
 contains "$(inside cat "/proc/$vmm_pid/cgroup")" "liveupdate-vmm-demo-$vmm_pid.scope"
-exposure=$(inside systemd-analyze security liveupdate@demo --no-pager | tail -1)
+security=$(inside systemd-analyze security liveupdate@demo --no-pager | sed 's/@demo/@web1/; s/ *$//')
+exposure=$(tail -1 <<<"$security")
 contains "$exposure" "OK"
 echo "$exposure"
+# Other versions of systemd weigh other settings.
+if [[ $(inside systemctl --version) == "systemd 252 "* ]]; then
+    grep -qxF "$exposure" "$source/docs/operations.md" || fail "docs/operations.md tells another exposure than: $exposure"
+    awk '$1 == "✗" { print $2 }' <<<"$security" >"$work/settings"
+    while read -r setting; do
+        grep -qF "✗ $setting " "$source/docs/operations.md" || fail "docs/operations.md does not tell of $setting"
+    done <"$work/settings"
+fi
 
 # shellcheck disable=SC2016 # for the shell inside
 [[ $(inside bash -c '. /usr/share/bash-completion/completions/liveupdate
