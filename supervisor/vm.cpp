@@ -169,8 +169,9 @@ void VmSupervisor::handle(nlohmann::json request, std::shared_ptr<ControlReply> 
 nlohmann::json VmSupervisor::status() const {
     nlohmann::json j = {{"name", config_.name}, {"state", word(state_)},
         {"supervisor", {{"pid", ::getpid()}, {"version", kVersion}}}, {"vcpus", config_.vcpus},
-        {"memory_bytes", config_.memory_bytes()}, {"config", config_.path}, {"outdated", false},
-        {"vmm", nullptr}, {"previous", nullptr}, {"update", nullptr}, {"last_update", nullptr},
+        {"driver", to_string(config_.driver)}, {"memory_bytes", config_.memory_bytes()},
+        {"config", config_.path}, {"outdated", false}, {"vmm", nullptr}, {"previous", nullptr},
+        {"update", nullptr}, {"last_update", nullptr},
         {"console", {{"type", to_string(config_.console)}, {"device", to_string(config_.console_device)},
                         {"path", console_path(config_, paths_)}}}};
     if (running_.pid != 0)
