@@ -33,20 +33,32 @@ constexpr std::array<std::string_view, 4> kConsoleTypes = {"pty", "file", "socke
 constexpr std::array<std::string_view, 2> kConsoleDevices = {"serial", "virtio"};
 constexpr std::array<std::string_view, 3> kRehearse = {"always", "plan", "never"};
 constexpr std::array<std::string_view, 2> kOnLost = {"stop", "restart"};
+constexpr std::array<std::string_view, 2> kDrivers = {"native", "qemu"};
+constexpr std::array<std::string_view, 2> kFormats = {"raw", "qcow2"};
+constexpr std::array<std::string_view, 2> kNetTypes = {"tap", "user"};
 
 template <size_t N>
 std::vector<std::string_view> words(const std::array<std::string_view, N>& all) {
     return {all.begin(), all.end()};
 }
 
+bool is_qemu(const VmConfig& config) {
+    return config.driver == DriverKind::kQemu;
+}
+
 void read_vmm(Section vmm, const std::string& folder, VmConfig& config) {
+    vmm.choice("driver", words(kDrivers), config.driver);
+    if (is_qemu(config)) config.vmm_binary = kDefaultQemuBinary;
     vmm.path("binary", folder, config.vmm_binary);
     vmm.finish();
 }
 
 void read_machine(Section machine, const std::string& folder, VmConfig& config) {
     machine.integer("vcpus", 1, 64, config.vcpus);
-    machine.string("cpu_template", config.cpu_template);
+    if (is_qemu(config))
+        machine.not_for("qemu", {"cpu_template"});
+    else
+        machine.string("cpu_template", config.cpu_template);
     machine.path("kernel", folder, config.kernel);
     machine.path("initrd", folder, config.initrd);
     machine.path("firmware", folder, config.firmware);
@@ -55,15 +67,14 @@ void read_machine(Section machine, const std::string& folder, VmConfig& config) 
     if (machine.has("kernel") && machine.has("firmware"))
         machine.complain(
             "firmware", "both 'kernel' and 'firmware' in [machine]; keep the one the guest starts from");
-    if (!machine.has("kernel") && !machine.has("firmware"))
+    if (!is_qemu(config) && !machine.has("kernel") && !machine.has("firmware"))
         machine.complain(
             "", "neither 'kernel' nor 'firmware' in [machine]; write what the guest starts from");
-    if (machine.has("cmdline") && machine.has("firmware") && !machine.has("kernel"))
-        machine.complain(
-            "cmdline", "'cmdline' in [machine] is for a 'kernel', not for 'firmware'; leave it out");
-    if (machine.has("initrd") && machine.has("firmware") && !machine.has("kernel"))
-        machine.complain(
-            "initrd", "'initrd' in [machine] is for a 'kernel', not for 'firmware'; leave it out");
+    const bool other = machine.has("firmware") || is_qemu(config);
+    for (const char* key : {"cmdline", "initrd"})
+        if (machine.has(key) && other && !machine.has("kernel"))
+            machine.complain(key, "'" + std::string(key) +
+                                      "' in [machine] is for a 'kernel', not for 'firmware'; leave it out");
     if (config.cmdline.size() > kLongestCmdline)
         machine.complain("cmdline", "'cmdline' in [machine] has " + std::to_string(config.cmdline.size()) +
                                         " bytes; a kernel takes " + std::to_string(kLongestCmdline));
@@ -71,6 +82,25 @@ void read_machine(Section machine, const std::string& folder, VmConfig& config) 
         machine.complain(
             "cpu_template", "'cpu_template' in [machine] is empty; write its name, or leave it out");
     machine.finish();
+}
+
+void read_qemu(Section qemu, VmConfig& config) {
+    if (!is_qemu(config)) return qemu.not_for("native", {"machine", "cpu", "accel", "extra_args"});
+    qemu.string("machine", config.qemu.machine);
+    qemu.string("cpu", config.qemu.cpu);
+    qemu.string("accel", config.qemu.accel);
+    qemu.strings("extra_args", config.qemu.extra_args);
+    const std::string type = config.qemu.machine.substr(0, config.qemu.machine.find(','));
+    if (type.empty() || type.find('=') != std::string::npos)
+        qemu.complain("machine", "'machine' in [qemu] is '" + config.qemu.machine +
+                                     "'; write a machine type first, for example \"q35\"");
+    if (config.qemu.machine.find("memory-backend") != std::string::npos)
+        qemu.complain("machine", "'machine' in [qemu] names a memory-backend; RAM is what [[memory]] says");
+    if (config.qemu.accel != "kvm" && config.qemu.accel != "tcg")
+        qemu.complain("accel", "'accel' in [qemu] is '" + config.qemu.accel + "'; write 'kvm' or 'tcg'");
+    if (config.qemu.cpu.empty())
+        qemu.complain("cpu", "'cpu' in [qemu] is empty; write a model, or leave it out");
+    qemu.finish();
 }
 
 void read_directory(Section& block, const std::string& folder, MemoryConfig& memory) {
@@ -113,6 +143,8 @@ void read_memory(Section& top, Complaints& complaints, const std::string& folder
             "memory", "more than " + std::to_string(kMostBlocks) + " [[memory]] blocks; join some");
     for (const toml::table* block : blocks)
         config.memory.push_back(read_block(Section(complaints, "[[memory]]", block), folder));
+    if (is_qemu(config) && blocks.size() > 1)
+        top.complain("memory", "more than one [[memory]] block; driver 'qemu' takes one");
     const bool all_sized = std::all_of(
         config.memory.begin(), config.memory.end(), [](const MemoryConfig& m) { return m.size > 0; });
     if (!blocks.empty() && all_sized && config.memory_bytes() < kLeastMemory)
@@ -120,9 +152,13 @@ void read_memory(Section& top, Complaints& complaints, const std::string& folder
                                    " in sum; a guest needs at least " + human_size(kLeastMemory));
 }
 
-DiskConfig read_disk(Section table, const std::string& folder, unsigned vcpus) {
+DiskConfig read_disk(Section table, const std::string& folder, const VmConfig& config) {
     DiskConfig disk;
-    disk.queues = std::min<unsigned>(vcpus, kMostDiskQueues);
+    disk.queues = std::min<unsigned>(config.vcpus, kMostDiskQueues);
+    if (is_qemu(config))
+        table.choice("format", words(kFormats), disk.format);
+    else
+        table.not_for("native", {"format"});
     table.path("path", folder, disk.path);
     table.boolean("read_only", disk.read_only);
     table.boolean("direct", disk.direct);
@@ -144,7 +180,7 @@ void read_disks(Section& top, Complaints& complaints, const std::string& folder,
     if (tables.size() > kMostDisks)
         return top.complain("disk", "more than " + std::to_string(kMostDisks) + " [[disk]]s; leave some out");
     for (const toml::table* table : tables)
-        config.disks.push_back(read_disk(Section(complaints, "[[disk]]", table), folder, config.vcpus));
+        config.disks.push_back(read_disk(Section(complaints, "[[disk]]", table), folder, config));
 }
 
 void read_tap(Section& net, NetConfig& card) {
@@ -158,7 +194,15 @@ void read_tap(Section& net, NetConfig& card) {
 
 NetConfig read_card(Section net, const VmConfig& config) {
     NetConfig card;
-    read_tap(net, card);
+    if (is_qemu(config))
+        net.choice("type", words(kNetTypes), card.type);
+    else
+        net.not_for("native", {"type"});
+    if (card.type == NetType::kTap)
+        read_tap(net, card);
+    else if (net.has("tap") || net.has("queues"))
+        net.complain(net.has("tap") ? "tap" : "queues",
+            "'tap' and 'queues' in [[net]] are for type 'tap'; leave them out");
     card.mac = default_mac(config.name, static_cast<unsigned>(config.nets.size()));
     std::string mac;
     net.string("mac", mac);
@@ -202,17 +246,23 @@ void read_console(Section console, const std::string& folder, VmConfig& config) 
     console.path("path", folder, config.console_path);
     if (config.console == ConsoleType::kFile && !console.has("path"))
         console.complain("type", "'path' is missing in [console]; type 'file' needs it");
+    if (is_qemu(config) && config.console == ConsoleType::kSocket)
+        console.complain("type", "'type' in [console] is 'socket', which driver 'qemu' has not; write 'pty'");
     if (config.console != ConsoleType::kFile && console.has("path"))
         console.complain("path", "'path' in [console] is for type 'file' only; leave it out");
     console.finish();
 }
 
 void read_update(Section update, VmConfig& config) {
-    update.choice("rehearse", words(kRehearse), config.rehearse);
+    if (is_qemu(config))
+        update.not_for("qemu", {"rehearse", "populate"});
+    else {
+        update.choice("rehearse", words(kRehearse), config.rehearse);
+        update.boolean("populate", config.populate);
+    }
     update.duration("probation", 0us, 1h, config.probation);
     update.duration("blackout_limit", 1ms, 60s, config.blackout_limit);
     update.duration("timeout", 100ms, 1h, config.timeout);
-    update.boolean("populate", config.populate);
     update.finish();
 }
 
@@ -225,7 +275,10 @@ void read_policy(Section policy, VmConfig& config) {
 }
 
 void read_debug(Section debug, VmConfig& config) {
-    debug.boolean("witness", config.witness);
+    if (is_qemu(config))
+        debug.not_for("qemu", {"witness"});
+    else
+        debug.boolean("witness", config.witness);
     debug.finish();
 }
 
@@ -245,6 +298,15 @@ std::string_view to_string(Rehearse rehearse) {
 }
 std::string_view to_string(OnLost on_lost) {
     return kOnLost[static_cast<size_t>(on_lost)];
+}
+std::string_view to_string(DriverKind driver) {
+    return kDrivers[static_cast<size_t>(driver)];
+}
+std::string_view to_string(DiskFormat format) {
+    return kFormats[static_cast<size_t>(format)];
+}
+std::string_view to_string(NetType type) {
+    return kNetTypes[static_cast<size_t>(type)];
 }
 
 uint64_t VmConfig::memory_bytes() const {
@@ -272,6 +334,7 @@ Result<VmConfig> parse_vm_config(std::string_view toml, const std::string& path)
     Section top(complaints, "", &root);
     read_vmm(Section(complaints, "[vmm]", top.table("vmm")), folder, config);
     read_machine(Section(complaints, "[machine]", top.table("machine")), folder, config);
+    read_qemu(Section(complaints, "[qemu]", top.table("qemu")), config);
     read_memory(top, complaints, folder, config);
     read_disks(top, complaints, folder, config);
     read_nets(top, complaints, config);

@@ -17,6 +17,9 @@ enum class ConsoleType { kPty, kFile, kSocket, kNone };
 enum class ConsoleDevice { kSerial, kVirtio };
 enum class Rehearse { kAlways, kPlan, kNever };
 enum class OnLost { kStop, kRestart };
+enum class DriverKind { kNative, kQemu };
+enum class DiskFormat { kRaw, kQcow2 };
+enum class NetType { kTap, kUser };
 
 // The words of the file.
 std::string_view to_string(Backing backing);
@@ -24,8 +27,20 @@ std::string_view to_string(ConsoleType type);
 std::string_view to_string(ConsoleDevice device);
 std::string_view to_string(Rehearse rehearse);
 std::string_view to_string(OnLost on_lost);
+std::string_view to_string(DriverKind driver);
+std::string_view to_string(DiskFormat format);
+std::string_view to_string(NetType type);
 
 constexpr std::string_view kDefaultVmmBinary = "/usr/libexec/liveupdate/liveupdate-vmm";
+constexpr std::string_view kDefaultQemuBinary = "/usr/bin/qemu-system-x86_64";
+
+// [qemu]: what only a guest of QEMU has.
+struct QemuConfig {
+    std::string machine = "q35"; // a type, and options after commas; pinned to a version by the first start
+    std::string cpu = "host";
+    std::string accel = "kvm";           // or "tcg"
+    std::vector<std::string> extra_args; // passed as they are, to every QEMU of the guest
+};
 
 // One [[memory]] block; in the order of the file they follow each other in guest physical memory.
 struct MemoryConfig {
@@ -36,15 +51,17 @@ struct MemoryConfig {
 
 // One [[disk]]; the first is disk0, for Linux vda.
 struct DiskConfig {
-    std::string path;       // a raw file or a block device
+    std::string path; // a raw file or a block device; for QEMU an image of the format below
+    DiskFormat format = DiskFormat::kRaw;
     bool read_only = false; // for the guest; others may read it too
     bool direct = true;     // past the host's page cache
     std::string serial;     // what the guest sees, at most 20 bytes; empty: "disk0" and so on
     unsigned queues = 1;    // 1..16; in the file by default one for each vCPU
 };
 
-// One [[net]]: a network card on a tap device of the host.
+// One [[net]]: a network card on a tap device of the host, or, for QEMU, on its own user-mode network.
 struct NetConfig {
+    NetType type = NetType::kTap;
     std::string tap; // an existing device's name
     MacAddress mac{};
     unsigned queues = 1; // pairs; 1..8
@@ -54,15 +71,18 @@ struct VmConfig {
     std::string name; // the file's stem; check_vm_name() has accepted it
     std::string path; // of the file, as it was given
 
+    DriverKind driver = DriverKind::kNative;
     std::string vmm_binary{kDefaultVmmBinary};
+    QemuConfig qemu; // driver kQemu only
 
     unsigned vcpus = 1;                       // 1..64
     std::string cpu_template = "x86-64-v2.1"; // only a name here; the VMM knows which there are
-    std::string kernel;                       // ELF or bzImage; exactly one of kernel and firmware is set
-    std::string initrd;                       // for the kernel; empty: none
-    std::string firmware;                     // a flat image of at most 16 MiB; the size is not checked here
-    std::string cmdline;                      // for the kernel
-    bool rng = true;                          // a source of entropy
+    std::string kernel;   // ELF or bzImage; exactly one of kernel and firmware is set; for
+                          // QEMU at most one
+    std::string initrd;   // for the kernel; empty: none
+    std::string firmware; // a flat image of at most 16 MiB; the size is not checked here
+    std::string cmdline;  // for the kernel
+    bool rng = true;      // a source of entropy
 
     std::vector<MemoryConfig> memory; // one or more, at least 16 MiB in sum
 

@@ -109,6 +109,29 @@ void Section::path(std::string_view key, const std::string& folder, std::string&
     out = (std::filesystem::path(folder) / *text).lexically_normal().string();
 }
 
+void Section::strings(std::string_view key, std::vector<std::string>& out) {
+    const toml::node* const node = take(key);
+    if (!node) return;
+    const auto* const array = node->as_array();
+    if (!array) return wrong_type(key, *node, "an array of strings");
+    std::vector<std::string> all;
+    for (const auto& element : *array) {
+        const auto* const text = element.as_string();
+        if (!text) return wrong_type(key, element, "strings in it only");
+        if (text->get().find('\0') != std::string::npos)
+            return complain(key, in_quotes(key) + where() + " holds a NUL character; leave it out");
+        all.push_back(text->get());
+    }
+    out = std::move(all);
+}
+
+void Section::not_for(std::string_view driver, const std::vector<std::string_view>& keys) {
+    for (const std::string_view key : keys)
+        if (take(key))
+            complain(
+                key, in_quotes(key) + where() + " is not for driver " + in_quotes(driver) + "; leave it out");
+}
+
 void Section::boolean(std::string_view key, bool& out) {
     const toml::node* const node = take(key);
     if (!node) return;

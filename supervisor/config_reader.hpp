@@ -48,6 +48,7 @@ public:
     void string(std::string_view key, std::string& out);
     // A path; a relative one starts from `folder`.
     void path(std::string_view key, const std::string& folder, std::string& out);
+    void strings(std::string_view key, std::vector<std::string>& out);
     void boolean(std::string_view key, bool& out);
     void integer(std::string_view key, int64_t lowest, int64_t highest, unsigned& out);
     void duration(std::string_view key, std::chrono::microseconds lowest, std::chrono::microseconds highest,
@@ -67,6 +68,9 @@ public:
     std::vector<const toml::table*> tables(std::string_view key);
     // The table [key], or null.
     const toml::table* table(std::string_view key);
+
+    // Complains of each of `keys` that is there: they are not for this kind of VMM.
+    void not_for(std::string_view driver, const std::vector<std::string_view>& keys);
 
     // Complains at the key, or at the section when the key is missing.
     void complain(std::string_view key, std::string_view message);

@@ -18,24 +18,12 @@ namespace {
 
 constexpr uint64_t kPage = 4096;
 
-handoff::RamKind kind_of(Backing backing) {
-    switch (backing) {
-    case Backing::kMemfd:
-        return handoff::RamKind::kMemfd;
-    case Backing::kTmpfs:
-        return handoff::RamKind::kTmpfs;
-    case Backing::kHugetlbfs:
-        return handoff::RamKind::kHugetlbfs;
-    }
-    return handoff::RamKind::kMemfd;
-}
-
 Result<void> add_ram(const VmConfig& config, handoff::Manifest& manifest) {
     std::vector<uint64_t> sizes;
     for (size_t i = 0; i < config.memory.size(); ++i) {
         const MemoryConfig& m = config.memory[i];
         TRY_ASSIGN(handoff::RamBlock block,
-            handoff::create_ram_block("ram" + std::to_string(i), kind_of(m.backing), m.size, m.directory));
+            handoff::create_ram_block("ram" + std::to_string(i), ram_kind(m.backing), m.size, m.directory));
         manifest.blocks.push_back(std::move(block));
         sizes.push_back(m.size);
     }
@@ -136,6 +124,18 @@ Result<void> open_nets(const VmConfig& config, handoff::proto::Machine& machine,
 }
 
 } // namespace
+
+handoff::RamKind ram_kind(Backing backing) {
+    switch (backing) {
+    case Backing::kMemfd:
+        return handoff::RamKind::kMemfd;
+    case Backing::kTmpfs:
+        return handoff::RamKind::kTmpfs;
+    case Backing::kHugetlbfs:
+        return handoff::RamKind::kHugetlbfs;
+    }
+    return handoff::RamKind::kMemfd;
+}
 
 std::string console_path(const VmConfig& config, const Paths& paths) {
     switch (config.console) {

@@ -30,6 +30,8 @@ struct GuestFiles {
     std::vector<handoff::FdToSend> to_send() const;
 };
 
+handoff::RamKind ram_kind(Backing backing);
+
 // What the CLI connects a terminal to: the pty's slave, the file, or the socket. Empty for none.
 std::string console_path(const VmConfig& config, const Paths& paths);
 

@@ -62,17 +62,17 @@ void Service::store(const handoff::FdToSend& file) {
     stored_[file.name] = id;
 }
 
-void Service::shelter(const VmmProcess& vmm) {
+void Service::shelter(const StartedVmm& vmm) {
     if (!systemd::has_manager()) return;
-    const std::string number = std::to_string(vmm.pid());
+    const std::string number = std::to_string(vmm.pid);
     {
         const std::lock_guard lock(mutex_);
-        store({"vmm-" + number, vmm.pidfd()});
-        store({"session-" + number, vmm.session_file()});
+        store({"vmm-" + number, vmm.pidfd});
+        if (vmm.session_file >= 0) store({"session-" + number, vmm.session_file});
     }
     const Deadline deadline = Deadline::after(kManagerTime);
     if (unit_) {
-        const auto moved = systemd::move_to_scope(vmm.pid(),
+        const auto moved = systemd::move_to_scope(vmm.pid,
             {"liveupdate-vmm-" + vm_name_ + "-" + number + ".scope", "VMM of " + vm_name_, kSlice, *unit_},
             deadline);
         if (!moved)

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "handoff/channel.hpp"
-#include "supervisor/vmm_process.hpp"
+#include "supervisor/shelter.hpp"
 #include "systemd/scope.hpp"
 
 namespace liveupdate::supervisor {
@@ -34,7 +34,7 @@ public:
     // From any thread, right after a VMM was started and before it is given anything: puts it into a scope of
     // its own, its pidfd and its session socket's file into the store. What fails leaves it in the service's
     // control group, with a warning: KillMode=process spares it there.
-    void shelter(const VmmProcess& vmm);
+    void shelter(const StartedVmm& vmm);
 
     // Exactly these are kept from now on, and what shelter() has kept and is not among them is not. Returns
     // when the manager has them.

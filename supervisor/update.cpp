@@ -3,8 +3,6 @@
 #include <poll.h>
 #include <unistd.h>
 
-#include <ctime>
-
 #include "handoff/transfer_area.hpp"
 
 namespace liveupdate::supervisor {
@@ -26,17 +24,6 @@ RecordedBinary recorded(const VmmProcess& process) {
     return {process.binary().info.path, process.offer().version(), process.binary().info.build_id};
 }
 
-GuestOn guest_on(Phase phase) {
-    switch (handoff::row(phase).guest_on) {
-    case Party::kDestination:
-        return GuestOn::kDestination;
-    case Party::kNobody:
-        return GuestOn::kNobody;
-    default:
-        return GuestOn::kSource;
-    }
-}
-
 handoff::Participant next_participant(handoff::Participant current) {
     return static_cast<handoff::Participant>(current % handoff::kMaxParticipant + 1);
 }
@@ -48,14 +35,9 @@ uint64_t rounded_us(uint64_t ns) {
 } // namespace
 
 Update::Update(Context context, UpdateRequest request, std::string id)
-    : at_(std::move(context)), request_(std::move(request)), began_ns_(monotonic_ns()),
-      deadline_(Deadline::after(request_.timeout)) {
-    record_.id = std::move(id);
-    record_.kind = request_.kind;
-    record_.started_unix_ms = static_cast<uint64_t>(std::time(nullptr)) * 1000;
-    record_.from = recorded(at_.source);
-    record_.to = {request_.binary.info.path, "", request_.binary.info.build_id};
-}
+    : at_(std::move(context)), request_(std::move(request)),
+      log_(request_, std::move(id), recorded(at_.source), at_.hooks.on_phase),
+      deadline_(Deadline::after(request_.timeout)) {}
 
 UpdateRecord Update::run() {
     const auto result = [&]() -> Result<void> {
@@ -73,20 +55,18 @@ UpdateRecord Update::run() {
         throw_away();
     else
         complete();
-    close_phase();
-    record_.duration_us = elapsed_us();
-    return std::move(record_);
+    return log_.finish();
 }
 
 Result<void> Update::negotiate() {
-    enter(Phase::kNegotiating);
+    log_.enter(Phase::kNegotiating);
     const auto participant = next_participant(at_.source.participant());
     const std::string socket =
         at_.paths.vm_runtime_dir(at_.config.name) + "/vmm-" + std::to_string(participant) + ".sock";
-    TRY_ASSIGN(
-        destination_, VmmProcess::spawn(request_.binary, participant, socket, deadline_, at_.cancel_fd));
-    if (at_.on_spawned) at_.on_spawned(destination_);
-    record_.to.version = destination_.offer().version();
+    TRY_ASSIGN(destination_,
+        VmmProcess::spawn(request_.binary, participant, socket, deadline_, at_.hooks.cancel_fd));
+    at_.hooks.shelter({destination_.pid(), destination_.pidfd(), destination_.session_file()});
+    log_.record().to.version = destination_.offer().version();
     TRY(reach(Phase::kNegotiating));
 
     Message describe;
@@ -94,7 +74,7 @@ Result<void> Update::negotiate() {
         fault_for({Phase::kRehearsing, Phase::kPausing, Phase::kTransferring});
     TRY_ASSIGN(handoff::Received described, at_.source
                                                 .request(std::move(describe), {}, Message::kDescription,
-                                                    Deadline::after(kAnswerTime), at_.cancel_fd)
+                                                    Deadline::after(kAnswerTime), at_.hooks.cancel_fd)
                                                 .context("ask the source for its guest"));
     const auto& description = described.message.description();
     fixed_state_ = description.fixed_state();
@@ -114,7 +94,7 @@ Result<void> Update::negotiate() {
 }
 
 Result<void> Update::prepare() {
-    enter(Phase::kPreparing);
+    log_.enter(Phase::kPreparing);
     Message message;
     auto& order = *message.mutable_prepare();
     *order.mutable_manifest() = handoff::to_message(at_.files.manifest);
@@ -131,28 +111,28 @@ Result<void> Update::prepare() {
     for (const auto& [name, fd] : source_fds_)
         fds.push_back({name, fd.get()});
     auto prepared =
-        destination_.request(std::move(message), fds, Message::kPrepared, deadline_, at_.cancel_fd);
+        destination_.request(std::move(message), fds, Message::kPrepared, deadline_, at_.hooks.cancel_fd);
     source_fds_.clear();
     if (!prepared) return std::move(prepared).error().context("the destination prepares");
     return {};
 }
 
 Result<void> Update::rehearse() {
-    enter(Phase::kRehearsing);
+    log_.enter(Phase::kRehearsing);
     Message save;
     handoff::add_sections(agreement_.sections, save.mutable_save_trial()->mutable_sections());
     TRY_ASSIGN(const handoff::Received saved, at_.source
                                                   .request(std::move(save), {{"transfer", transfer_.get()}},
-                                                      Message::kTrialSaved, deadline_, at_.cancel_fd)
+                                                      Message::kTrialSaved, deadline_, at_.hooks.cancel_fd)
                                                   .context("the source saves a trial state"));
-    record_.rehearsal_pause_us = rounded_us(saved.message.trial_saved().pause_ns());
+    log_.record().rehearsal_pause_us = rounded_us(saved.message.trial_saved().pause_ns());
     Message load;
     load.mutable_load_trial();
     TRY_ASSIGN(const handoff::Received loaded,
-        destination_.request(std::move(load), {}, Message::kTrialLoaded, deadline_, at_.cancel_fd)
+        destination_.request(std::move(load), {}, Message::kTrialLoaded, deadline_, at_.hooks.cancel_fd)
             .context("the destination loads a trial state"));
     // Both halves as they were just measured; the throw-away VM's end is not part of a switchover.
-    record_.predicted_blackout_us =
+    log_.record().predicted_blackout_us =
         rounded_us(saved.message.trial_saved().pause_ns() + loaded.message.trial_loaded().load_ns());
     return {};
 }
@@ -164,10 +144,10 @@ Result<void> Update::switch_over() {
     Message arm;
     arm.mutable_arm()->set_deadline_ns(Deadline::after(kArmTime + 2 * at_.config.blackout_limit).ns());
     TRY_ASSIGN(const handoff::Received armed,
-        destination_.request(std::move(arm), {}, Message::kArmed, begin, at_.cancel_fd)
+        destination_.request(std::move(arm), {}, Message::kArmed, begin, at_.hooks.cancel_fd)
             .context("arm the destination"));
 
-    enter(Phase::kPausing);
+    log_.enter(Phase::kPausing);
     Message message;
     auto& order = *message.mutable_switchover();
     order.set_deadline_ns(begin.ns());
@@ -210,7 +190,7 @@ Result<void> Update::settle(Deadline deadline) {
 }
 
 void Update::commit() {
-    enter(Phase::kProbation);
+    log_.enter(Phase::kProbation);
     auto said = destination_.await(Message::kSwitched, Deadline::after(kAnswerTime));
     if (said) note_switched(said->message.switched());
     // Where the guest's own clock stood, for whoever compares with what the guest saw.
@@ -218,16 +198,16 @@ void Update::commit() {
     query.mutable_query();
     auto status = destination_.request(std::move(query), {}, Message::kStatus, Deadline::after(kAnswerTime));
     if (said && status)
-        record_.guest_tsc_at_switchover = said->message.switched().host_tsc_at_take() +
-                                          static_cast<uint64_t>(status->message.status().tsc_offset());
+        log_.record().guest_tsc_at_switchover = said->message.switched().host_tsc_at_take() +
+                                                static_cast<uint64_t>(status->message.status().tsc_offset());
 }
 
 void Update::note_switched(const handoff::proto::Switched& switched) {
-    record_.blackout_us = rounded_us(switched.blackout_ns());
+    log_.record().blackout_us = rounded_us(switched.blackout_ns());
     constexpr int kMostParts = 64;
     for (const auto& span : switched.spans()) {
-        if (record_.blackout_split.size() >= kMostParts || span.end_ns() < span.start_ns()) break;
-        record_.blackout_split.push_back(
+        if (log_.record().blackout_split.size() >= kMostParts || span.end_ns() < span.start_ns()) break;
+        log_.record().blackout_split.push_back(
             {span.name().substr(0, 64), rounded_us(span.end_ns() - span.start_ns())});
     }
 }
@@ -252,18 +232,18 @@ Result<void> Update::watch_probation() {
 
 // The guest runs in the destination and has shown that it does.
 void Update::complete() {
-    record_.outcome = Outcome::kCompleted;
+    log_.record().outcome = Outcome::kCompleted;
     Message release;
     release.mutable_release();
     static_cast<void>(at_.source.tell(std::move(release)));
-    const uint64_t released_us = elapsed_us();
+    const uint64_t released_us = log_.elapsed_us();
     at_.source.wait_or_kill(Deadline::after(kEndTime));
-    close_phase();
-    if (elapsed_us() - released_us > kWorthTellingUs)
-        record_.phases.push_back({"releasing", released_us, elapsed_us(), GuestOn::kDestination});
+    log_.close_phase();
+    if (log_.elapsed_us() - released_us > kWorthTellingUs)
+        log_.record().phases.push_back({"releasing", released_us, log_.elapsed_us(), GuestOn::kDestination});
     previous_ = at_.source.take_binary();
     at_.source = std::move(destination_);
-    enter(Phase::kCompleted);
+    log_.enter(Phase::kCompleted);
 }
 
 Outcome Update::outcome_before_pause(const Error& error) const {
@@ -275,55 +255,56 @@ Outcome Update::outcome_before_pause(const Error& error) const {
     // A destination that dies or hangs before it has answered is no VMM; later it is a fault.
     case ErrorCode::kTimeout:
     case ErrorCode::kPeerGone:
-        return phase_ == Phase::kNegotiating ? Outcome::kRefused : Outcome::kAbandoned;
+        return log_.phase() == Phase::kNegotiating ? Outcome::kRefused : Outcome::kAbandoned;
     default:
         return Outcome::kRefused;
     }
 }
 
 void Update::end_with(const Error& error) {
-    record_.reason = error.message;
+    log_.record().reason = error.message;
     if (committed_) {
         // The destination has run the guest: there is no way back to the source's state.
         const bool lives = destination_.alive() && at_.files.baton->held_by(destination_.participant());
-        record_.outcome = lives ? Outcome::kFailed : Outcome::kLost;
+        log_.record().outcome = lives ? Outcome::kFailed : Outcome::kLost;
         at_.source.kill();
         at_.source = std::move(destination_);
         if (!lives) at_.source.kill();
-        enter(Phase::kFailed);
+        log_.enter(Phase::kFailed);
         return;
     }
     if (!at_.source.alive()) {
         destination_.kill();
-        record_.outcome = Outcome::kLost;
+        log_.record().outcome = Outcome::kLost;
         if (const auto how = at_.source.how_it_ended(); !how.empty())
-            record_.reason += " (the source " + how + ")";
+            log_.record().reason += " (the source " + how + ")";
         at_.source.kill();
-        enter(Phase::kFailed);
+        log_.enter(Phase::kFailed);
         return;
     }
-    record_.outcome = paused_ ? Outcome::kRolledBack : outcome_before_pause(error);
-    if (destination_ && !destination_.alive() && !paused_ && record_.outcome == Outcome::kRefused &&
-        phase_ != Phase::kNegotiating)
-        record_.outcome = Outcome::kAbandoned;
+    log_.record().outcome = paused_ ? Outcome::kRolledBack : outcome_before_pause(error);
+    if (destination_ && !destination_.alive() && !paused_ && log_.record().outcome == Outcome::kRefused &&
+        log_.phase() != Phase::kNegotiating)
+        log_.record().outcome = Outcome::kAbandoned;
     // The source tells only that nobody took the guest; why is seen here.
     const bool died = destination_ && !destination_.alive();
     destination_.kill();
-    if (const auto how = destination_.how_it_ended(); died && record_.reason.find(how) == std::string::npos)
-        record_.reason += " (the destination " + how + ")";
+    if (const auto how = destination_.how_it_ended();
+        died && log_.record().reason.find(how) == std::string::npos)
+        log_.record().reason += " (the destination " + how + ")";
     abandon();
 }
 
 // A dry run that went well.
 void Update::throw_away() {
-    record_.outcome = Outcome::kPlanned;
+    log_.record().outcome = Outcome::kPlanned;
     destination_.kill();
     tell_source_it_is_off();
 }
 
 void Update::abandon() {
     tell_source_it_is_off();
-    enter(Phase::kAbandoned);
+    log_.enter(Phase::kAbandoned);
 }
 
 void Update::tell_source_it_is_off() {
@@ -343,23 +324,6 @@ bool Update::wants_rehearsal() const {
         return false;
     }
     return true;
-}
-
-void Update::enter(Phase phase) {
-    close_phase();
-    phase_ = phase;
-    if (!handoff::is_end(phase))
-        record_.phases.push_back({std::string(handoff::to_string(phase)), elapsed_us(), 0, guest_on(phase)});
-    if (at_.on_phase) at_.on_phase(phase, elapsed_us());
-}
-
-void Update::close_phase() {
-    if (!record_.phases.empty() && record_.phases.back().end_us == 0)
-        record_.phases.back().end_us = elapsed_us();
-}
-
-uint64_t Update::elapsed_us() const {
-    return (monotonic_ns() - began_ns_) / 1000;
 }
 
 handoff::proto::Fault Update::fault_for(std::initializer_list<Phase> executed_here) const {

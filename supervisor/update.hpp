@@ -13,27 +13,16 @@
 #include "handoff/negotiation.hpp"
 #include "handoff/phase.hpp"
 #include "supervisor/config.hpp"
+#include "supervisor/guest_driver.hpp"
 #include "supervisor/guest_files.hpp"
 #include "supervisor/open_binary.hpp"
 #include "supervisor/paths.hpp"
 #include "supervisor/record.hpp"
+#include "supervisor/update_log.hpp"
+#include "supervisor/update_request.hpp"
 #include "supervisor/vmm_process.hpp"
 
 namespace liveupdate::supervisor {
-
-// A fault for tests: whom to strike, when and how.
-struct FaultRequest {
-    handoff::Phase phase{};
-    handoff::Party victim{};
-    handoff::FaultAction action{};
-};
-
-struct UpdateRequest {
-    UpdateKind kind = UpdateKind::kUpdate;
-    OpenBinary binary;
-    std::chrono::microseconds timeout{}; // preparing and rehearsing together
-    std::optional<FaultRequest> fault;
-};
 
 class Update {
 public:
@@ -42,11 +31,7 @@ public:
         const Paths& paths;
         GuestFiles& files;
         VmmProcess& source; // after run(): the VMM that runs the guest, or none when it is lost
-        int cancel_fd;
-        // Called as phases begin, on the update's thread.
-        std::function<void(handoff::Phase, uint64_t elapsed_us)> on_phase;
-        // Called once the destination answers, before it is given anything, on the update's thread.
-        std::function<void(const VmmProcess& destination)> on_spawned;
+        const UpdateHooks& hooks;
     };
 
     Update(Context context, UpdateRequest request, std::string id);
@@ -74,18 +59,13 @@ private:
     Outcome outcome_before_pause(const Error& error) const;
     bool wants_rehearsal() const;
 
-    void enter(handoff::Phase phase);
-    void close_phase();
-    uint64_t elapsed_us() const;
     handoff::proto::Fault fault_for(std::initializer_list<handoff::Phase> executed_here) const;
     Result<void> reach(handoff::Phase phase);
 
     Context at_;
     UpdateRequest request_;
-    UpdateRecord record_;
-    uint64_t began_ns_;
+    UpdateLog log_;
     Deadline deadline_;
-    handoff::Phase phase_ = handoff::Phase::kNegotiating;
     VmmProcess destination_;
     handoff::Agreement agreement_;
     std::string fixed_state_;

@@ -1,68 +1,35 @@
 #include "supervisor/vm.hpp"
 
-#include <dirent.h>
 #include <spdlog/spdlog.h>
 #include <sys/epoll.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
-#include <set>
 
 #include "handoff/base/fd.hpp"
 #include "liveupdate_version.hpp"
+#include "supervisor/guest_files.hpp"
 #include "supervisor/journal.hpp"
 
 namespace liveupdate::supervisor {
 namespace {
 
-using handoff::proto::Message;
-
-constexpr auto kLaunchTime = std::chrono::seconds(30);
-constexpr auto kConnectTime = std::chrono::seconds(2);
 constexpr size_t kHistoryDefault = 20;
-
-using FileId = std::pair<dev_t, ino_t>;
-
-std::optional<FileId> id_of(const std::string& path) {
-    struct stat status {};
-    if (::stat(path.c_str(), &status) < 0) return std::nullopt;
-    return FileId{status.st_dev, status.st_ino};
-}
-
-// Those of the runtime folder, and those that were kept and lie there no more.
-std::vector<std::string> session_sockets(const std::string& directory, const handoff::NamedFds& kept) {
-    std::vector<std::string> found;
-    std::set<FileId> seen;
-    const auto add = [&](const std::string& path) {
-        const auto id = id_of(path);
-        if (id && seen.insert(*id).second) found.push_back(path);
-    };
-    if (DIR* dir = ::opendir(directory.c_str())) {
-        while (const dirent* entry = ::readdir(dir)) {
-            const std::string name = entry->d_name;
-            if (name.starts_with("vmm-") && name.ends_with(".sock")) add(directory + "/" + name);
-        }
-        ::closedir(dir);
-    }
-    for (const auto& [name, file] : kept)
-        if (name.starts_with("session-")) add("/proc/self/fd/" + std::to_string(file.get()));
-    return found;
-}
 
 } // namespace
 
 VmSupervisor::VmSupervisor(
     systemd::EventLoop& loop, VmConfig config, Paths paths, History history, Service& service)
     : loop_(loop), service_(service), config_(std::move(config)), paths_(std::move(paths)),
-      history_(std::move(history)), test_faults_(std::getenv("LIVEUPDATE_TEST_FAULTS") != nullptr) {}
+      history_(std::move(history)), driver_(make_driver(config_, paths_)),
+      test_faults_(std::getenv("LIVEUPDATE_TEST_FAULTS") != nullptr) {}
 
 VmSupervisor::~VmSupervisor() {
     if (update_thread_.joinable()) update_thread_.join();
     // A supervisor that fails is no reason for a guest to end, once somebody has seen it run.
     const bool runs = state_ == State::kRunning || state_ == State::kUpdating;
-    if (runs && (adopted_ || listener_ >= 0)) vmm_.forget();
+    if (runs && (adopted_ || listener_ >= 0)) driver_->let_go();
 }
 
 std::string_view VmSupervisor::word(State state) {
@@ -84,126 +51,74 @@ std::string_view VmSupervisor::word(State state) {
 }
 
 Result<void> VmSupervisor::start(handoff::NamedFds kept) {
-    auto adopted = adopt(kept);
+    const auto adoption = driver_->adopt(kept);
     // Whoever it is may be on its way out, or in the middle of a switchover.
-    if (!adopted) return Error(ErrorCode::kBusy, adopted.error().message);
-    if (!*adopted && kept.contains("baton")) {
+    if (!adoption) return Error(ErrorCode::kBusy, adoption.error().message);
+    if (*adoption == Adoption::kEnded) {
         guest_gone("its VMM ended while no supervisor was there");
         return {};
     }
-    if (!*adopted) TRY(launch());
+    adopted_ = *adoption == Adoption::kAdopted;
+    if (!adopted_) TRY(launch());
+    if (const RunningVmm vmm = driver_->running(); adopted_)
+        log_event({EventKind::kRecovered, config_.name, "", "", "",
+            "adopted the VMM with pid " + std::to_string(vmm.pid) + " (" + vmm.binary.binary + ")"});
     take_previous(kept);
     state_ = State::kRunning;
     watch();
     return {};
 }
 
-// VMMs of a former supervisor: the owner of the guest is taken over, all others are told to end.
-Result<bool> VmSupervisor::adopt(const handoff::NamedFds& kept) {
-    for (const std::string& socket : session_sockets(paths_.vm_runtime_dir(config_.name), kept)) {
-        auto process = VmmProcess::connect(socket, Deadline::after(kConnectTime));
-        if (!process) {
-            // Somebody lives there and may run the guest: a second one beside it would be worse than none.
-            if (process.error().code == ErrorCode::kTimeout)
-                return Error(ErrorCode::kBusy,
-                    "the VMM at " + socket + " lives, but does not answer; end it, or wait");
-            // Nobody listens any more, or it ended just now.
-            const bool gone =
-                process.error().code == ErrorCode::kNotFound || process.error().code == ErrorCode::kPeerGone;
-            if (gone) ::unlink(socket.c_str());
-            continue;
-        }
-        if (process->participant() == 0) continue; // its end is in VmmProcess's destructor
-        if (auto taken = take_over(*process, kept); !taken) {
-            process->forget(); // it runs the guest, whatever is wrong with it or with us
-            return std::move(taken).error();
-        }
-        vmm_ = std::move(process).value();
-        adopted_ = true;
-        log_event({EventKind::kRecovered, config_.name, "", "", "",
-            "adopted the VMM with pid " + std::to_string(vmm_.pid()) + " (" + vmm_.binary().info.path + ")"});
-    }
-    if (!vmm_) TRY(await_end_of_kept(kept));
-    return static_cast<bool>(vmm_);
-}
-
 Result<void> VmSupervisor::launch() {
-    TRY_ASSIGN(const OpenBinary binary, OpenBinary::open(config_.vmm_binary));
-    TRY_ASSIGN(const handoff::NamedFds boot_files, open_boot_files(config_));
-    TRY_ASSIGN(files_, GuestFiles::create(config_, paths_));
-    const Deadline deadline = Deadline::after(kLaunchTime);
-    const std::string socket = paths_.vm_runtime_dir(config_.name) + "/vmm-1.sock";
-    TRY_ASSIGN(vmm_, VmmProcess::spawn(binary, 1, socket, deadline, -1));
-    service_.shelter(vmm_);
-    Message message;
-    *message.mutable_launch()->mutable_manifest() = handoff::to_message(files_->manifest);
-    message.mutable_launch()->set_participant(1);
-    auto fds = files_->to_send();
-    for (const auto& [name, file] : boot_files)
-        fds.push_back({name, file.get()});
-    auto launched = vmm_.request(std::move(message), fds, Message::kLaunched, deadline);
-    if (!launched) {
-        vmm_.kill();
-        return std::move(launched).error().context("start the guest");
-    }
+    TRY(driver_->launch([this](const StartedVmm& vmm) { service_.shelter(vmm); }));
+    const RunningVmm vmm = driver_->running();
     log_event({EventKind::kStarted, config_.name, "", "", "source",
-        "started in " + vmm_.offer().implementation() + " " + vmm_.offer().version() + " (build-id " +
-            short_build_id(vmm_.binary().info.build_id) + "), pid " + std::to_string(vmm_.pid())});
+        "started in " + vmm.binary.binary + " " + vmm.binary.version + " (build-id " +
+            short_build_id(vmm.binary.build_id) + "), pid " + std::to_string(vmm.pid)});
     return {};
 }
 
 void VmSupervisor::watch() {
-    running_ = {vmm_.binary().info.path, vmm_.offer().version(), vmm_.binary().info.build_id};
-    running_pid_ = vmm_.pid();
-    running_since_ = vmm_.offer().started_unix();
+    running_ = driver_->running();
     keep_for_successor();
     tell_status();
-    auto pidfd = loop_.add_io(vmm_.pidfd(), EPOLLIN, [this](uint32_t) { vmm_spoke(); });
-    auto channel = loop_.add_io(vmm_.channel_fd(), EPOLLIN, [this](uint32_t) { vmm_spoke(); });
-    if (pidfd) pidfd_source_ = std::move(pidfd).value();
-    if (channel) channel_source_ = std::move(channel).value();
+    for (const int file : driver_->watched())
+        if (auto source = loop_.add_io(file, EPOLLIN, [this](uint32_t) { vmm_spoke(); }))
+            vmm_sources_.push_back(std::move(source).value());
     vmm_spoke(); // what came while nobody watched
 }
 
 void VmSupervisor::unwatch() {
-    pidfd_source_.reset();
-    channel_source_.reset();
+    vmm_sources_.clear();
 }
 
 void VmSupervisor::vmm_spoke() {
-    const bool lives = vmm_.drain_events();
-    while (!vmm_.events().empty()) {
-        const auto event = vmm_.events().front();
-        vmm_.events().pop_front();
-        guest_event(event);
-        if (!vmm_) return;
+    const pid_t pid = driver_->running().pid;
+    std::deque<GuestNews> news;
+    const bool lives = driver_->take_news(news);
+    for (const GuestNews& each : news) {
+        guest_did(each);
+        if (driver_->running().pid != pid) return;
     }
-    if (!lives) {
-        unwatch();
-        vmm_.kill();
-        const std::string how = vmm_.how_it_ended();
-        guest_gone("its VMM " + (how.empty() ? "is gone" : how));
-    }
+    if (lives || pid == 0) return;
+    unwatch();
+    driver_->kill();
+    const std::string how = driver_->how_it_ended();
+    guest_gone("its VMM " + (how.empty() ? "is gone" : how));
 }
 
-void VmSupervisor::guest_event(const handoff::proto::GuestEvent& event) {
-    using Event = handoff::proto::GuestEvent;
-    if (state_ == State::kStopping) return guest_ended_stopping(event);
-    if (event.kind() == Event::RESET) return restart_guest("the guest asked for a reset");
-    if (event.kind() == Event::EXITED) {
-        if (event.powered_off())
-            spdlog::info("{}: the guest has powered itself off", config_.name);
-        else
-            spdlog::info("{}: the guest ended with status {}", config_.name, event.status());
-        unwatch();
-        vmm_.kill();
-        state_ = State::kStopped;
-        loop_.stop(event.status() <= 1 ? 0 : 1);
-        return;
-    }
+void VmSupervisor::guest_did(const GuestNews& news) {
+    if (state_ == State::kStopping) return guest_ended_stopping(news);
+    if (news.kind == GuestNews::Kind::kReset) return restart_guest("the guest asked for a reset");
     unwatch();
-    vmm_.kill();
-    guest_gone("the guest failed: " + event.detail());
+    driver_->kill();
+    if (news.kind == GuestNews::Kind::kFailed) return guest_gone("the guest failed: " + news.detail);
+    if (news.powered_off)
+        spdlog::info("{}: the guest has powered itself off", config_.name);
+    else
+        spdlog::info("{}: the guest ended with status {}", config_.name, news.status);
+    state_ = State::kStopped;
+    loop_.stop(news.status <= 1 ? 0 : 1);
 }
 
 void VmSupervisor::guest_gone(const std::string& why) {
@@ -211,7 +126,7 @@ void VmSupervisor::guest_gone(const std::string& why) {
     log_event({EventKind::kLost, config_.name, "", "", "", "the guest is lost: " + why});
     lost_why_ = why;
     state_ = State::kLost;
-    running_pid_ = 0;
+    running_ = {};
     keep_for_successor();
     tell_status();
     if (config_.on_lost == OnLost::kRestart) restart_guest("the policy on_lost says so");
@@ -220,8 +135,7 @@ void VmSupervisor::guest_gone(const std::string& why) {
 void VmSupervisor::restart_guest(const std::string& why) {
     spdlog::warn("{}: the guest starts anew: {}", config_.name, why);
     unwatch();
-    vmm_.kill();
-    files_.reset();
+    driver_->kill();
     if (auto launched = launch(); !launched) {
         state_ = State::kLost;
         lost_why_ = launched.error().message;
@@ -255,16 +169,18 @@ void VmSupervisor::handle(nlohmann::json request, std::shared_ptr<ControlReply> 
 nlohmann::json VmSupervisor::status() const {
     nlohmann::json j = {{"name", config_.name}, {"state", word(state_)},
         {"supervisor", {{"pid", ::getpid()}, {"version", kVersion}}}, {"vcpus", config_.vcpus},
-        {"memory_bytes", config_.memory_bytes()}, {"config", config_.path}, {"outdated", false},
-        {"vmm", nullptr}, {"previous", nullptr}, {"update", nullptr}, {"last_update", nullptr},
+        {"driver", to_string(config_.driver)}, {"memory_bytes", config_.memory_bytes()},
+        {"config", config_.path}, {"outdated", false}, {"vmm", nullptr}, {"previous", nullptr},
+        {"update", nullptr}, {"last_update", nullptr},
         {"console", {{"type", to_string(config_.console)}, {"device", to_string(config_.console_device)},
                         {"path", console_path(config_, paths_)}}}};
-    if (running_pid_ != 0)
-        j["vmm"] = {{"pid", running_pid_}, {"binary", running_.binary}, {"version", running_.version},
-            {"build_id", running_.build_id}, {"started_unix", running_since_}};
+    if (running_.pid != 0)
+        j["vmm"] = {{"pid", running_.pid}, {"binary", running_.binary.binary},
+            {"version", running_.binary.version}, {"build_id", running_.binary.build_id},
+            {"started_unix", running_.started_unix}};
     if (auto disk = inspect_binary(config_.vmm_binary)) {
         j["on_disk"] = {{"binary", disk->path}, {"build_id", disk->build_id}};
-        j["outdated"] = running_pid_ != 0 && disk->build_id != running_.build_id;
+        j["outdated"] = running_.pid != 0 && disk->build_id != running_.binary.build_id;
     } else {
         j["on_disk"] = {{"binary", config_.vmm_binary}, {"build_id", ""}, {"error", disk.error().message}};
     }
@@ -309,7 +225,7 @@ Result<UpdateRequest> VmSupervisor::read_request(const nlohmann::json& request, 
 }
 
 bool VmSupervisor::is_current(const UpdateRequest& request) const {
-    return request.binary.info.build_id == running_.build_id;
+    return request.binary.info.build_id == running_.binary.build_id;
 }
 
 void VmSupervisor::begin_update(const nlohmann::json& request, std::shared_ptr<ControlReply> reply) {
@@ -330,10 +246,10 @@ void VmSupervisor::begin_update(const nlohmann::json& request, std::shared_ptr<C
         record.kind = *kind;
         record.outcome = Outcome::kRefused;
         record.started_unix_ms = static_cast<uint64_t>(std::time(nullptr)) * 1000;
-        record.from = running_;
+        record.from = running_.binary;
         record.to.binary = request.value("binary", config_.vmm_binary);
         record.reason = update.error().message;
-        return update_over(std::move(record), std::nullopt, reply);
+        return update_over({std::move(record), std::nullopt}, reply);
     }
     if (!update) return reply->fail(update.error());
     if (request.value("if_outdated", false) && is_current(*update)) {
@@ -342,7 +258,7 @@ void VmSupervisor::begin_update(const nlohmann::json& request, std::shared_ptr<C
         record.kind = *kind;
         record.outcome = Outcome::kNothingToDo;
         record.started_unix_ms = static_cast<uint64_t>(std::time(nullptr)) * 1000;
-        record.from = record.to = running_;
+        record.from = record.to = running_.binary;
         return reply->finish(to_json(record));
     }
     run_update(std::move(*update), std::move(reply));
@@ -365,24 +281,20 @@ void VmSupervisor::run_update(UpdateRequest request, std::shared_ptr<ControlRepl
             tell_status();
         });
     };
-    const auto on_spawned = [this](const VmmProcess& vmm) { service_.shelter(vmm); };
+    const Shelter shelter = [this](const StartedVmm& vmm) { service_.shelter(vmm); };
     if (update_thread_.joinable()) update_thread_.join();
-    update_thread_ = std::thread([this, request = std::move(request), reply, on_phase, on_spawned]() mutable {
-        Update update({config_, paths_, *files_, vmm_, cancel_fd_.get(), on_phase, on_spawned},
-            std::move(request), update_id_);
-        UpdateRecord record = update.run();
-        auto previous = std::make_shared<std::optional<OpenBinary>>(update.take_previous());
-        loop_.post([this, record = std::move(record), previous, reply]() mutable {
-            update_over(std::move(record), std::move(*previous), reply);
-        });
+    update_thread_ = std::thread([this, request = std::move(request), reply, on_phase, shelter]() mutable {
+        auto result = std::make_shared<UpdateResult>(
+            driver_->update(std::move(request), update_id_, {cancel_fd_.get(), on_phase, shelter}));
+        loop_.post([this, result, reply] { update_over(std::move(*result), reply); });
     });
 }
 
-void VmSupervisor::update_over(
-    UpdateRecord record, std::optional<OpenBinary> previous, const std::shared_ptr<ControlReply>& reply) {
+void VmSupervisor::update_over(UpdateResult result, const std::shared_ptr<ControlReply>& reply) {
     if (update_thread_.joinable()) update_thread_.join();
-    if (previous) {
-        previous_ = std::move(previous);
+    const UpdateRecord& record = result.record;
+    if (result.previous) {
+        previous_ = std::move(result.previous);
         previous_version_ = record.from.version;
     }
     log_end(record);
@@ -395,7 +307,7 @@ void VmSupervisor::update_over(
     }
     reply->finish(to_json(record));
     if (!was_updating) return;
-    if (vmm_)
+    if (driver_->running().pid != 0)
         watch();
     else
         guest_gone(record.reason);

@@ -12,12 +12,10 @@
 
 #include "supervisor/config.hpp"
 #include "supervisor/control_server.hpp"
-#include "supervisor/guest_files.hpp"
+#include "supervisor/guest_driver.hpp"
 #include "supervisor/history.hpp"
 #include "supervisor/paths.hpp"
 #include "supervisor/service.hpp"
-#include "supervisor/update.hpp"
-#include "supervisor/vmm_process.hpp"
 #include "systemd/event_loop.hpp"
 
 namespace liveupdate::supervisor {
@@ -46,13 +44,12 @@ private:
     enum class State { kStarting, kRunning, kUpdating, kStopping, kStopped, kLost };
     static std::string_view word(State state);
 
-    Result<bool> adopt(const handoff::NamedFds& kept);
     Result<void> launch();
     void watch();
     void unwatch();
     void vmm_spoke();
     void guest_gone(const std::string& why);
-    void guest_event(const handoff::proto::GuestEvent& event);
+    void guest_did(const GuestNews& news);
     void restart_guest(const std::string& why);
 
     nlohmann::json status() const;
@@ -60,21 +57,16 @@ private:
     Result<UpdateRequest> read_request(const nlohmann::json& request, UpdateKind kind);
     bool is_current(const UpdateRequest& request) const;
     void run_update(UpdateRequest request, std::shared_ptr<ControlReply> reply);
-    void update_over(
-        UpdateRecord record, std::optional<OpenBinary> previous, const std::shared_ptr<ControlReply>& reply);
+    void update_over(UpdateResult result, const std::shared_ptr<ControlReply>& reply);
     bool abort_update(); // false: there is none
 
     // vm_stop.cpp
     void begin_stop(const nlohmann::json& request, std::shared_ptr<ControlReply> reply);
     void stop_guest(std::chrono::milliseconds guest_time, Deadline vmm_deadline);
-    bool ask_guest_to_end();
-    void guest_ended_stopping(const handoff::proto::GuestEvent& event);
+    void guest_ended_stopping(const GuestNews& news);
     void finish_stop(std::string_view guest, Deadline vmm_deadline);
 
     // vm_service.cpp
-    Result<void> take_over(VmmProcess& owner, const handoff::NamedFds& kept);
-    Result<void> check_against_kept(const handoff::NamedFds& kept) const;
-    Result<void> await_end_of_kept(const handoff::NamedFds& kept) const;
     void take_previous(handoff::NamedFds& kept);
     std::vector<handoff::FdToSend> keepsakes() const;
     void keep_for_successor();
@@ -92,16 +84,12 @@ private:
     State state_ = State::kStarting;
     std::string lost_why_;
 
-    std::optional<GuestFiles> files_;
-    VmmProcess vmm_;
+    std::unique_ptr<GuestDriver> driver_;
+    RunningVmm running_; // kept apart: an update has the driver to itself
     std::optional<OpenBinary> previous_;
-    RecordedBinary running_; // of vmm_, kept apart: an update has vmm_ to itself
     std::string previous_version_;
-    pid_t running_pid_ = 0;
-    uint64_t running_since_ = 0;
 
-    systemd::Source pidfd_source_;
-    systemd::Source channel_source_;
+    std::vector<systemd::Source> vmm_sources_;
 
     bool adopted_ = false;
     int listener_ = -1; // of the control socket; borrowed

@@ -1,10 +1,8 @@
 // What VmSupervisor shares with its service manager: what is kept for a successor, how a successor uses it,
 // the status line, and the change to a newer supervisor.
 #include <fcntl.h>
-#include <poll.h>
 #include <spawn.h>
 #include <spdlog/spdlog.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -22,8 +20,6 @@ extern char** environ;
 namespace liveupdate::supervisor {
 namespace {
 
-constexpr auto kAdoptTime = std::chrono::seconds(2);
-constexpr auto kOthersEndTime = std::chrono::seconds(3); // of VMMs that have no guest and no supervisor
 constexpr auto kStatusEvery = std::chrono::minutes(1);
 constexpr const char* kDeleted = " (deleted)";
 
@@ -74,50 +70,6 @@ Result<void> try_out(const std::string& program) {
 
 } // namespace
 
-// Files and baton of the guest, from the VMM that runs it.
-Result<void> VmSupervisor::take_over(VmmProcess& owner, const handoff::NamedFds& kept) {
-    handoff::proto::Message message;
-    message.mutable_adopt();
-    TRY_ASSIGN(handoff::Received answer,
-        owner.request(std::move(message), {}, handoff::proto::Message::kAdopted, Deadline::after(kAdoptTime))
-            .context("adopt the VMM that runs the guest"));
-    TRY_ASSIGN(files_, GuestFiles::adopt(answer.message.adopted().manifest(), std::move(answer.fds)));
-    return check_against_kept(kept);
-}
-
-// The VMM gave these back; a VMM that was taken over by its guest must not give others than the guest's own.
-Result<void> VmSupervisor::check_against_kept(const handoff::NamedFds& kept) const {
-    for (const auto& ours : files_->to_send()) {
-        const auto found = kept.find(ours.name);
-        if (found == kept.end()) continue;
-        struct stat before {
-        }, now{};
-        if (::fstat(found->second.get(), &before) < 0 || ::fstat(ours.fd, &now) < 0)
-            return Error::from_errno("stat " + ours.name);
-        if (before.st_dev != now.st_dev || before.st_ino != now.st_ino)
-            return Error(ErrorCode::kProtocol,
-                "the VMM gives back another '" + ours.name + "' than the guest was started with");
-    }
-    return {};
-}
-
-// None answers at a session socket as the guest's owner. Those that have no guest end by themselves.
-Result<void> VmSupervisor::await_end_of_kept(const handoff::NamedFds& kept) const {
-    const Deadline deadline = Deadline::after(kOthersEndTime);
-    for (const auto& [name, file] : kept) {
-        if (!name.starts_with("vmm-")) continue;
-        pollfd polled{file.get(), POLLIN, 0};
-        while (::poll(&polled, 1, deadline.poll_ms()) < 0 && errno == EINTR) {
-        }
-        if (!fd::process_gone(file.get()))
-            return Error(ErrorCode::kBusy, "the VMM with pid " + name.substr(4) +
-                                               " lives, but nobody answers at its session socket in " +
-                                               paths_.vm_runtime_dir(config_.name) +
-                                               "; a second one is not started beside it");
-    }
-    return {};
-}
-
 void VmSupervisor::take_previous(handoff::NamedFds& kept) {
     const auto found = kept.find("previous");
     if (found == kept.end()) return;
@@ -134,13 +86,9 @@ void VmSupervisor::take_previous(handoff::NamedFds& kept) {
 std::vector<handoff::FdToSend> VmSupervisor::keepsakes() const {
     std::vector<handoff::FdToSend> all;
     if (listener_ >= 0) all.push_back({"control", listener_});
-    if (!vmm_ || !files_) return all;
-    const std::string number = std::to_string(vmm_.pid());
-    all.push_back({"vmm-" + number, vmm_.pidfd()});
-    all.push_back({"session-" + number, vmm_.session_file()});
-    all.push_back({"baton", files_->baton_fd.get()});
-    for (const auto& block : handoff::fds_of(files_->manifest))
-        all.push_back(block);
+    const auto of_guest = driver_->keepsakes();
+    if (of_guest.empty()) return all;
+    all.insert(all.end(), of_guest.begin(), of_guest.end());
     if (previous_) all.push_back({"previous", previous_->file.get()});
     return all;
 }
@@ -181,7 +129,7 @@ std::string VmSupervisor::status_line() const {
     case State::kLost:
         return "lost: " + lost_why_;
     case State::kRunning:
-        return "running " + running_.version + " in VMM " + std::to_string(running_pid_) + last;
+        return "running " + running_.binary.version + " in VMM " + std::to_string(running_.pid) + last;
     default:
         return std::string(word(state_));
     }

@@ -4,13 +4,13 @@
 
 #include <algorithm>
 
+#include "supervisor/guest_files.hpp"
 #include "supervisor/journal.hpp"
 #include "supervisor/vm.hpp"
 
 namespace liveupdate::supervisor {
 namespace {
 
-using handoff::proto::Message;
 using std::chrono::milliseconds;
 
 constexpr auto kAskTime = std::chrono::seconds(2);     // for a VMM to answer
@@ -52,7 +52,7 @@ void VmSupervisor::stop_guest(milliseconds guest_time, Deadline vmm_deadline) {
     state_ = State::kStopping;
     service_.stopping(guest_time + kAskTime + 2 * kVmmEndTime);
     tell_status();
-    if (guest_time.count() == 0 || !ask_guest_to_end()) return finish_stop("cut", vmm_deadline);
+    if (guest_time.count() == 0 || !driver_->ask_to_end()) return finish_stop("cut", vmm_deadline);
     auto timer = loop_.add_timer(guest_time, [this] {
         spdlog::warn("{}: the guest was asked to power off and has not; its power is cut", config_.name);
         finish_stop("timed-out", Deadline::after(kVmmEndTime));
@@ -64,40 +64,28 @@ void VmSupervisor::stop_guest(milliseconds guest_time, Deadline vmm_deadline) {
         reply->event({{"asked_to_end", true}, {"timeout_ms", guest_time.count()}});
     // After an update nobody watches; and what came while the VMM was asked is waiting to be heard.
     loop_.post([this] {
-        if (state_ != State::kStopping || !vmm_) return;
+        if (state_ != State::kStopping || driver_->running().pid == 0) return;
         unwatch();
         watch();
     });
 }
 
-// False also for a VMM that does not know the question.
-bool VmSupervisor::ask_guest_to_end() {
-    if (!vmm_) return false;
-    Message message;
-    message.mutable_ask_to_end();
-    const auto answer = vmm_.request(std::move(message), {}, Message::kAskedToEnd, Deadline::after(kAskTime));
-    return answer && answer->message.asked_to_end().heard();
-}
-
 // Whatever it did, it is not started again.
-void VmSupervisor::guest_ended_stopping(const handoff::proto::GuestEvent& event) {
-    if (event.powered_off()) spdlog::info("{}: the guest has powered itself off", config_.name);
-    finish_stop(event.powered_off() ? "powered-off" : "cut", Deadline::after(kVmmEndTime));
+void VmSupervisor::guest_ended_stopping(const GuestNews& news) {
+    if (news.powered_off) spdlog::info("{}: the guest has powered itself off", config_.name);
+    finish_stop(news.powered_off ? "powered-off" : "cut", Deadline::after(kVmmEndTime));
 }
 
 void VmSupervisor::finish_stop(std::string_view guest, Deadline vmm_deadline) {
     if (state_ == State::kStopped) return;
     stop_timer_.reset();
     unwatch();
-    Message message;
-    message.mutable_stop();
-    if (vmm_) static_cast<void>(vmm_.tell(std::move(message)));
-    vmm_.wait_or_kill(vmm_deadline);
+    driver_->end(vmm_deadline);
     keep_for_successor(); // nothing of this guest
     // What we made ourselves; a file with the guest's words is the user's.
     if (config_.console != ConsoleType::kFile) ::unlink(console_path(config_, paths_).c_str());
     state_ = State::kStopped;
-    running_pid_ = 0;
+    running_ = {};
     for (const auto& reply : stop_replies_)
         reply->finish({{"state", word(state_)}, {"guest", guest}});
     stop_replies_.clear();

@@ -11,6 +11,7 @@
 #include "handoff/baton.hpp"
 #include "handoff/channel.hpp"
 #include "handoff/proto/session.pb.h"
+#include "supervisor/child_process.hpp"
 #include "supervisor/open_binary.hpp"
 
 namespace liveupdate::supervisor {
@@ -47,8 +48,8 @@ public:
     bool drain_events();
     std::deque<handoff::proto::GuestEvent>& events() { return events_; }
 
-    explicit operator bool() const { return static_cast<bool>(pidfd_); }
-    bool alive() const;
+    explicit operator bool() const { return static_cast<bool>(process_); }
+    bool alive() const { return process_.alive(); }
     // SIGKILL, and waits until every thread is gone.
     void kill();
     // Waits for an end of its own accord; kills at the deadline.
@@ -56,12 +57,13 @@ public:
     // The process lives on without us.
     void forget();
     // What it has written to stderr and nobody has read, made printable; the last 2 KiB.
-    std::string last_words() const;
-    // How it ended, in words: "killed by signal 9", "exited with status 1". Empty when we are not its parent.
-    std::string how_it_ended() const { return ended_; }
+    std::string last_words() const { return process_.last_words(); }
+    // How it ended, in words: "was killed by signal 9", "exited with status 1". Empty when we are not its
+    // parent.
+    std::string how_it_ended() const { return process_.how_it_ended(); }
 
-    pid_t pid() const { return pid_; }
-    int pidfd() const { return pidfd_.get(); }
+    pid_t pid() const { return process_.pid(); }
+    int pidfd() const { return process_.pidfd(); }
     // The socket file that the VMM listens at (O_PATH): nobody answers there once the VMM is gone.
     int session_file() const { return session_file_.get(); }
     int channel_fd() const { return channel_.fd(); }
@@ -75,12 +77,9 @@ private:
     Result<void> start(const std::string& socket_path);
     Result<void> greet(Deadline deadline, int cancel_fd);
     Result<void> keep(const handoff::proto::GuestEvent& event);
-    void reap();
     Error gone();
 
-    pid_t pid_ = 0;
-    UniqueFd pidfd_;
-    UniqueFd stderr_;
+    ChildProcess process_;
     handoff::Channel channel_;
     std::string socket_path_;
     UniqueFd session_file_;
@@ -88,8 +87,6 @@ private:
     OpenBinary binary_;
     handoff::proto::Offer offer_;
     std::deque<handoff::proto::GuestEvent> events_;
-    std::string ended_;
-    bool is_child_ = false;
 };
 
 } // namespace liveupdate::supervisor

@@ -73,7 +73,9 @@ std::vector<std::string> sockets_in(const std::string& directory) {
     for (const auto& entry : fs::recursive_directory_iterator(directory + "/run", ignored)) {
         if (!entry.is_socket(ignored)) continue;
         const std::string name = entry.path().filename();
-        sockets.push_back(name.starts_with("vmm-") ? "vmm-N.sock" : name);
+        sockets.push_back(name.starts_with("vmm-")   ? "vmm-N.sock"
+                          : name.starts_with("qmp-") ? "qmp-N.sock"
+                                                     : name);
     }
     std::sort(sockets.begin(), sockets.end());
     return sockets;

@@ -40,15 +40,16 @@ std::string toml(const LiveVmOptions& o) {
     const bool firmware = o.guest.ends_with(".bin");
     std::string cmdline = "vcpus=" + std::to_string(o.vcpus) + " " + o.cmdline;
     if (o.witness) cmdline += " witness=0xfe000000";
-    std::string text =
-        "[vmm]\nbinary = \"" + o.vmm + "\"\n[machine]\nvcpus = " + std::to_string(o.vcpus) + "\n";
+    std::string text = "[vmm]\nbinary = \"" + o.vmm + "\"\n";
+    if (!o.qemu_toml.empty()) text += "driver = \"qemu\"\n[qemu]\n" + o.qemu_toml;
+    text += "[machine]\nvcpus = " + std::to_string(o.vcpus) + "\n";
     text += (firmware ? "firmware = \"" : "kernel = \"") + o.guest + "\"\n";
     if (!o.initrd.empty()) text += "initrd = \"" + o.initrd + "\"\n";
     if (!firmware) text += "cmdline = \"" + cmdline + "\"\n";
     text += "[[memory]]\nsize = \"" + std::to_string(o.memory_mib) + "M\"\nbacking = \"" + o.backing + "\"\n";
     if (o.backing != "memfd") text += "directory = \"" + o.backing_directory + "\"\n";
     text += "[console]\n" + o.console_toml + "[update]\n" + o.update_toml;
-    text += std::string("[debug]\nwitness = ") + (o.witness ? "true\n" : "false\n");
+    if (o.witness) text += "[debug]\nwitness = true\n";
     return text + o.extra_toml;
 }
 
@@ -82,6 +83,7 @@ std::string guest_image(const std::string& name) {
 
 Result<std::unique_ptr<LiveVm>> LiveVm::start(LiveVmOptions options) {
     ::prctl(PR_SET_CHILD_SUBREAPER, 1);
+    if (!options.qemu_toml.empty()) options.witness = false;
     if (options.vmm.empty()) options.vmm = program("liveupdate-vmm");
     if (!options.vmm.starts_with("/")) options.vmm = program(options.vmm);
     if (!options.guest.starts_with("/")) options.guest = guest_image(options.guest);

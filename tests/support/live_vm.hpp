@@ -47,6 +47,7 @@ struct LiveVmOptions {
     std::string backing = "memfd";
     std::string backing_directory = "/dev/shm"; // of tmpfs and hugetlbfs
     bool witness = true;
+    std::string qemu_toml; // not empty: driver "qemu" with this [qemu] section, and no witness
 };
 
 class LiveVm {

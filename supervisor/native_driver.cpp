@@ -1,0 +1,224 @@
+#include "supervisor/native_driver.hpp"
+
+#include <dirent.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <set>
+#include <utility>
+
+#include "handoff/base/fd.hpp"
+#include "supervisor/update.hpp"
+
+namespace liveupdate::supervisor {
+namespace {
+
+using handoff::proto::GuestEvent;
+using handoff::proto::Message;
+
+constexpr auto kLaunchTime = std::chrono::seconds(30);
+constexpr auto kConnectTime = std::chrono::seconds(2);
+constexpr auto kAdoptTime = std::chrono::seconds(2);
+constexpr auto kOthersEndTime = std::chrono::seconds(3); // of VMMs that have no guest and no supervisor
+constexpr auto kAskTime = std::chrono::seconds(2);       // for a VMM to answer
+
+using FileId = std::pair<dev_t, ino_t>;
+
+std::optional<FileId> id_of(const std::string& path) {
+    struct stat status {};
+    if (::stat(path.c_str(), &status) < 0) return std::nullopt;
+    return FileId{status.st_dev, status.st_ino};
+}
+
+// Those of the runtime folder, and those that were kept and lie there no more.
+std::vector<std::string> session_sockets(const std::string& directory, const handoff::NamedFds& kept) {
+    std::vector<std::string> found;
+    std::set<FileId> seen;
+    const auto add = [&](const std::string& path) {
+        const auto id = id_of(path);
+        if (id && seen.insert(*id).second) found.push_back(path);
+    };
+    if (DIR* dir = ::opendir(directory.c_str())) {
+        while (const dirent* entry = ::readdir(dir)) {
+            const std::string name = entry->d_name;
+            if (name.starts_with("vmm-") && name.ends_with(".sock")) add(directory + "/" + name);
+        }
+        ::closedir(dir);
+    }
+    for (const auto& [name, file] : kept)
+        if (name.starts_with("session-")) add("/proc/self/fd/" + std::to_string(file.get()));
+    return found;
+}
+
+GuestNews news_from(const GuestEvent& event) {
+    switch (event.kind()) {
+    case GuestEvent::RESET:
+        return {GuestNews::Kind::kReset};
+    case GuestEvent::EXITED:
+        return {GuestNews::Kind::kEnded, event.powered_off(), event.status()};
+    default:
+        return {GuestNews::Kind::kFailed, false, 0, event.detail()};
+    }
+}
+
+} // namespace
+
+// VMMs of a former supervisor: the owner of the guest is taken over, all others are told to end.
+Result<Adoption> NativeDriver::adopt(const handoff::NamedFds& kept) {
+    for (const std::string& socket : session_sockets(paths_.vm_runtime_dir(config_.name), kept))
+        TRY(adopt_at(socket, kept));
+    if (vmm_) return Adoption::kAdopted;
+    TRY(await_end_of_kept(kept));
+    return kept.contains("baton") ? Adoption::kEnded : Adoption::kNobody;
+}
+
+Result<void> NativeDriver::adopt_at(const std::string& socket, const handoff::NamedFds& kept) {
+    auto process = VmmProcess::connect(socket, Deadline::after(kConnectTime));
+    if (!process) {
+        // Somebody lives there and may run the guest: a second one beside it would be worse than none.
+        if (process.error().code == ErrorCode::kTimeout)
+            return Error(
+                ErrorCode::kBusy, "the VMM at " + socket + " lives, but does not answer; end it, or wait");
+        // Nobody listens any more, or it ended just now.
+        const bool gone =
+            process.error().code == ErrorCode::kNotFound || process.error().code == ErrorCode::kPeerGone;
+        if (gone) ::unlink(socket.c_str());
+        return {};
+    }
+    if (process->participant() == 0) return {}; // its end is in VmmProcess's destructor
+    if (auto taken = take_over(*process, kept); !taken) {
+        process->forget(); // it runs the guest, whatever is wrong with it or with us
+        return std::move(taken).error();
+    }
+    vmm_ = std::move(process).value();
+    return {};
+}
+
+// Files and baton of the guest, from the VMM that runs it.
+Result<void> NativeDriver::take_over(VmmProcess& owner, const handoff::NamedFds& kept) {
+    handoff::proto::Message message;
+    message.mutable_adopt();
+    TRY_ASSIGN(handoff::Received answer,
+        owner.request(std::move(message), {}, handoff::proto::Message::kAdopted, Deadline::after(kAdoptTime))
+            .context("adopt the VMM that runs the guest"));
+    TRY_ASSIGN(files_, GuestFiles::adopt(answer.message.adopted().manifest(), std::move(answer.fds)));
+    return check_against_kept(kept);
+}
+
+// The VMM gave these back; a VMM that was taken over by its guest must not give others than the guest's own.
+Result<void> NativeDriver::check_against_kept(const handoff::NamedFds& kept) const {
+    for (const auto& ours : files_->to_send()) {
+        const auto found = kept.find(ours.name);
+        if (found == kept.end()) continue;
+        struct stat before {
+        }, now{};
+        if (::fstat(found->second.get(), &before) < 0 || ::fstat(ours.fd, &now) < 0)
+            return Error::from_errno("stat " + ours.name);
+        if (before.st_dev != now.st_dev || before.st_ino != now.st_ino)
+            return Error(ErrorCode::kProtocol,
+                "the VMM gives back another '" + ours.name + "' than the guest was started with");
+    }
+    return {};
+}
+
+// None answers at a session socket as the guest's owner. Those that have no guest end by themselves.
+Result<void> NativeDriver::await_end_of_kept(const handoff::NamedFds& kept) const {
+    const Deadline deadline = Deadline::after(kOthersEndTime);
+    for (const auto& [name, file] : kept) {
+        if (!name.starts_with("vmm-")) continue;
+        pollfd polled{file.get(), POLLIN, 0};
+        while (::poll(&polled, 1, deadline.poll_ms()) < 0 && errno == EINTR) {
+        }
+        if (!fd::process_gone(file.get()))
+            return Error(ErrorCode::kBusy, "the VMM with pid " + name.substr(4) +
+                                               " lives, but nobody answers at its session socket in " +
+                                               paths_.vm_runtime_dir(config_.name) +
+                                               "; a second one is not started beside it");
+    }
+    return {};
+}
+
+Result<void> NativeDriver::launch(const Shelter& shelter) {
+    TRY_ASSIGN(const OpenBinary binary, OpenBinary::open(config_.vmm_binary));
+    TRY_ASSIGN(const handoff::NamedFds boot_files, open_boot_files(config_));
+    TRY_ASSIGN(files_, GuestFiles::create(config_, paths_));
+    const Deadline deadline = Deadline::after(kLaunchTime);
+    const std::string socket = paths_.vm_runtime_dir(config_.name) + "/vmm-1.sock";
+    TRY_ASSIGN(vmm_, VmmProcess::spawn(binary, 1, socket, deadline, -1));
+    shelter({vmm_.pid(), vmm_.pidfd(), vmm_.session_file()});
+    Message message;
+    *message.mutable_launch()->mutable_manifest() = handoff::to_message(files_->manifest);
+    message.mutable_launch()->set_participant(1);
+    auto fds = files_->to_send();
+    for (const auto& [name, file] : boot_files)
+        fds.push_back({name, file.get()});
+    auto launched = vmm_.request(std::move(message), fds, Message::kLaunched, deadline);
+    if (!launched) {
+        vmm_.kill();
+        return std::move(launched).error().context("start the guest");
+    }
+    return {};
+}
+
+RunningVmm NativeDriver::running() const {
+    if (!vmm_) return {};
+    return {vmm_.pid(), {vmm_.binary().info.path, vmm_.offer().version(), vmm_.binary().info.build_id},
+        vmm_.offer().started_unix()};
+}
+
+std::vector<int> NativeDriver::watched() const {
+    if (!vmm_) return {};
+    return {vmm_.pidfd(), vmm_.channel_fd()};
+}
+
+bool NativeDriver::take_news(std::deque<GuestNews>& news) {
+    const bool lives = vmm_.drain_events();
+    for (const GuestEvent& event : vmm_.events())
+        news.push_back(news_from(event));
+    vmm_.events().clear();
+    return lives;
+}
+
+// False also for a VMM that does not know the question.
+bool NativeDriver::ask_to_end() {
+    if (!vmm_) return false;
+    Message message;
+    message.mutable_ask_to_end();
+    const auto answer = vmm_.request(std::move(message), {}, Message::kAskedToEnd, Deadline::after(kAskTime));
+    return answer && answer->message.asked_to_end().heard();
+}
+
+void NativeDriver::end(Deadline deadline) {
+    Message message;
+    message.mutable_stop();
+    if (vmm_) static_cast<void>(vmm_.tell(std::move(message)));
+    vmm_.wait_or_kill(deadline);
+}
+
+void NativeDriver::kill() {
+    vmm_.kill();
+    files_.reset();
+}
+
+std::vector<handoff::FdToSend> NativeDriver::keepsakes() const {
+    std::vector<handoff::FdToSend> all;
+    if (!vmm_ || !files_) return all;
+    const std::string number = std::to_string(vmm_.pid());
+    all.push_back({"vmm-" + number, vmm_.pidfd()});
+    all.push_back({"session-" + number, vmm_.session_file()});
+    all.push_back({"baton", files_->baton_fd.get()});
+    for (const auto& block : handoff::fds_of(files_->manifest))
+        all.push_back(block);
+    return all;
+}
+
+UpdateResult NativeDriver::update(UpdateRequest request, std::string id, const UpdateHooks& hooks) {
+    Update update({config_, paths_, *files_, vmm_, hooks}, std::move(request), std::move(id));
+    UpdateResult result;
+    result.record = update.run();
+    result.previous = update.take_previous();
+    return result;
+}
+
+} // namespace liveupdate::supervisor

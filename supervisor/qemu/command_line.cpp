@@ -1,0 +1,107 @@
+#include "supervisor/qemu/command_line.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include "supervisor/qemu/qemu_process.hpp"
+
+namespace liveupdate::supervisor::qemu {
+namespace {
+
+using nlohmann::json;
+
+class CommandLine {
+public:
+    void add(const std::string& option) { all_.push_back(option); }
+    void add(const std::string& option, const std::string& value) {
+        all_.push_back(option);
+        all_.push_back(value);
+    }
+    void add(const std::string& option, const json& value) { add(option, value.dump()); }
+    std::vector<std::string> take() { return std::move(all_); }
+
+private:
+    std::vector<std::string> all_;
+};
+
+// microvm has no PCI by default: its virtio devices sit on MMIO.
+std::string virtio(const std::string& kind, const std::string& machine_type) {
+    return "virtio-" + kind + (machine_type == "microvm" ? "-device" : "-pci");
+}
+
+void add_disks(const VmConfig& config, const std::string& machine_type, CommandLine& line) {
+    for (size_t i = 0; i < config.disks.size(); ++i) {
+        const DiskConfig& disk = config.disks[i];
+        const std::string id = "disk" + std::to_string(i);
+        line.add("-blockdev",
+            json{{"driver", "file"}, {"node-name", id + "-file"}, {"filename", disk.path},
+                {"read-only", disk.read_only}, {"discard", "unmap"}, {"cache", {{"direct", disk.direct}}}});
+        line.add("-blockdev",
+            json{{"driver", to_string(disk.format)}, {"node-name", id}, {"file", id + "-file"},
+                {"read-only", disk.read_only}, {"discard", "unmap"}, {"cache", {{"direct", disk.direct}}}});
+        line.add(
+            "-device", json{{"driver", virtio("blk", machine_type)}, {"id", id + "-device"}, {"drive", id},
+                           {"serial", disk.serial.empty() ? id : disk.serial}, {"num-queues", disk.queues}});
+    }
+}
+
+void add_nets(const VmConfig& config, const std::string& machine_type, CommandLine& line) {
+    for (size_t i = 0; i < config.nets.size(); ++i) {
+        const NetConfig& card = config.nets[i];
+        const std::string id = "net" + std::to_string(i);
+        if (card.type == NetType::kUser) line.add("-netdev", json{{"type", "user"}, {"id", id}});
+        json device = {{"driver", virtio("net", machine_type)}, {"id", id + "-device"}, {"netdev", id},
+            {"mac", to_string(card.mac)}};
+        line.add("-device", device);
+    }
+}
+
+void add_console(const VmConfig& config, const std::string& machine_type, CommandLine& line) {
+    if (config.console == ConsoleType::kNone) return line.add("-serial", std::string("none"));
+    line.add("-add-fd", "fd=" + std::to_string(kConsoleFd) + ",set=1");
+    line.add("-chardev", std::string("null,id=") + kConsoleId);
+    if (config.console_device == ConsoleDevice::kSerial)
+        return line.add("-serial", std::string("chardev:") + kConsoleId);
+    line.add("-serial", std::string("none"));
+    line.add("-device", virtio("serial", machine_type));
+    line.add("-device", std::string("virtconsole,chardev=") + kConsoleId);
+}
+
+} // namespace
+
+std::string machine_type_of(const std::string& machine) {
+    return machine.substr(0, machine.find(','));
+}
+
+std::vector<std::string> guest_arguments(const VmConfig& config, const std::string& machine_type) {
+    CommandLine line;
+    const std::string size = std::to_string(config.memory_bytes());
+    line.add("-name", config.name);
+    line.add("-nodefaults");
+    line.add("-no-user-config");
+    line.add("-no-shutdown"); // the supervisor decides what the end of a guest is
+    line.add("-display", std::string("none"));
+    line.add(
+        "-object", json{{"qom-type", "memory-backend-file"}, {"id", kRamId}, {"size", config.memory_bytes()},
+                       {"share", true}, {"mem-path", "/proc/self/fd/" + std::to_string(kRamFd)}});
+    line.add("-machine", machine_type +
+                             config.qemu.machine.substr(machine_type_of(config.qemu.machine).size()) +
+                             ",memory-backend=" + kRamId);
+    line.add("-accel", config.qemu.accel);
+    line.add("-cpu", config.qemu.cpu);
+    line.add("-smp", std::to_string(config.vcpus));
+    line.add("-m", size + "B");
+    if (!config.kernel.empty()) line.add("-kernel", config.kernel);
+    if (!config.initrd.empty()) line.add("-initrd", config.initrd);
+    if (!config.cmdline.empty()) line.add("-append", config.cmdline);
+    if (!config.firmware.empty()) line.add("-bios", config.firmware);
+    const std::string type = machine_type_of(machine_type);
+    add_console(config, type, line);
+    add_disks(config, type, line);
+    add_nets(config, type, line);
+    if (config.rng) line.add("-device", virtio("rng", type));
+    std::vector<std::string> all = line.take();
+    all.insert(all.end(), config.qemu.extra_args.begin(), config.qemu.extra_args.end());
+    return all;
+}
+
+} // namespace liveupdate::supervisor::qemu

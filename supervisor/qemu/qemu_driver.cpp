@@ -1,0 +1,216 @@
+#include "supervisor/qemu/qemu_driver.hpp"
+
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include "handoff/base/fd.hpp"
+#include "supervisor/qemu/command_line.hpp"
+#include "supervisor/qemu/qemu_update.hpp"
+#include "supervisor/qemu/run_state.hpp"
+
+namespace liveupdate::supervisor::qemu {
+namespace {
+
+constexpr auto kLaunchTime = std::chrono::seconds(30);
+constexpr auto kAnswerTime = std::chrono::seconds(5);
+constexpr auto kFindTime = std::chrono::seconds(2);
+constexpr auto kOthersEndTime = std::chrono::seconds(3); // of QEMUs that have no monitor yet
+constexpr auto kQuitTime = std::chrono::seconds(2);
+constexpr handoff::Participant kFirst = 1;
+
+// "pc-q35-7.2" of a QEMU that was asked for "q35".
+Result<std::string> machine_type(QemuProcess& qemu, Deadline deadline) {
+    TRY_ASSIGN(const nlohmann::json answer,
+        qemu.execute("qom-get", {{"path", "/machine"}, {"property", "type"}}, deadline));
+    std::string type = answer.is_string() ? answer.get<std::string>() : "";
+    constexpr std::string_view kSuffix = "-machine";
+    if (!type.ends_with(kSuffix)) return Error(ErrorCode::kProtocol, "QEMU tells no machine type");
+    return type.substr(0, type.size() - kSuffix.size());
+}
+
+std::string word_in(const nlohmann::json& object, const char* key) {
+    const auto found = object.find(key);
+    return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
+}
+
+} // namespace
+
+QemuDriver::QemuDriver(const VmConfig& config, const Paths& paths)
+    : config_(config), paths_(paths), folder_(paths.vm_runtime_dir(config.name) + "/qemu") {}
+
+// Of all QEMUs that a former supervisor has left, the owner runs the guest and all others end.
+Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
+    TRY(folder_.make());
+    const Deadline settled = Deadline::after(kOthersEndTime);
+    for (bool anybody = true; anybody && !vmm_;) {
+        std::vector<QemuProcess> found;
+        Result<void> done;
+        for (const handoff::Participant number : folder_.participants()) {
+            auto process = QemuProcess::find(number, folder_, Deadline::after(kFindTime));
+            if (process) {
+                found.push_back(std::move(*process));
+            } else if (process.error().code == ErrorCode::kNotFound) {
+                ::unlink(folder_.socket(number).c_str());
+            } else {
+                // It may run the guest: a second one beside it would be worse than none.
+                done = Error(process.error().code, "the QEMU at " + folder_.socket(number) +
+                                                       " lives, but cannot be adopted (" +
+                                                       process.error().message + "); end it, or wait");
+            }
+        }
+        if (done)
+            done = take_owner(std::move(found));
+        else
+            for (QemuProcess& process : found)
+                process.forget();
+        TRY(done);
+        if (vmm_) break;
+        TRY_ASSIGN(const bool nobody, folder_.nobody_lives(Deadline::after(std::chrono::milliseconds(50))));
+        anybody = !nobody;
+        if (anybody && settled.passed())
+            return Error(ErrorCode::kBusy, "a QEMU of this VM lives, but none answers at a monitor in " +
+                                               paths_.vm_runtime_dir(config_.name) +
+                                               "/qemu; a second one is not started beside it");
+    }
+    if (vmm_) return Adoption::kAdopted;
+    return kept.contains("baton") ? Adoption::kEnded : Adoption::kNobody;
+}
+
+Result<void> QemuDriver::take_owner(std::vector<QemuProcess> found) {
+    const auto fail = [&](Error error) {
+        for (QemuProcess& process : found)
+            process.forget(); // one of them may run the guest, whatever is wrong with it or with us
+        guest_.reset();
+        return error;
+    };
+    handoff::BatonWord word;
+    for (QemuProcess& process : found) {
+        auto guest = QemuGuest::from(process);
+        if (!guest) return fail(std::move(guest).error());
+        guest_ = std::move(*guest);
+        word = guest_->baton->read();
+        if (word.state != handoff::BatonState::kFree && word.owner == process.participant())
+            vmm_ = std::move(process);
+    }
+    if (!vmm_) {
+        found.clear(); // none of these may run the guest
+        guest_.reset();
+        return {};
+    }
+    // The others end before the owner is made to run: a migration that was under way is over then.
+    for (QemuProcess& process : found)
+        if (process) process.kill();
+    if (word.state == handoff::BatonState::kOffered && !guest_->baton->take_back(word.owner))
+        return fail({ErrorCode::kInternal, "the guest was taken while nobody was there to take it"});
+    if (auto runs = make_run(vmm_, Deadline::after(kAnswerTime)); !runs) {
+        vmm_.forget();
+        guest_.reset();
+        return std::move(runs).error().context("the QEMU that has the guest");
+    }
+    return {};
+}
+
+Result<void> QemuDriver::launch(const Shelter& shelter) {
+    TRY(folder_.make());
+    TRY_ASSIGN(const bool nobody, folder_.nobody_lives(Deadline::after(kOthersEndTime)));
+    if (!nobody)
+        return Error(ErrorCode::kBusy, "a QEMU of this VM lives; a second one is not started beside it");
+    TRY_ASSIGN(const OpenBinary binary, OpenBinary::open(config_.vmm_binary));
+    auto started = start_pinned(binary, shelter);
+    if (started) return started;
+    kill();
+    return std::move(started).error().context("start the guest");
+}
+
+// The first start of all finds out what the machine's alias stands for, and starts once more with that.
+Result<void> QemuDriver::start_pinned(const OpenBinary& binary, const Shelter& shelter) {
+    const Deadline deadline = Deadline::after(kLaunchTime);
+    TRY_ASSIGN(std::string wanted, pinned_machine(config_, paths_));
+    for (;;) {
+        TRY_ASSIGN(guest_, QemuGuest::create(config_, wanted));
+        TRY_ASSIGN(vmm_, QemuProcess::spawn(binary, guest_->arguments, QemuProcess::Role::kFirst, kFirst,
+                             folder_, guest_->fds(), deadline, -1));
+        TRY_ASSIGN(const std::string type, machine_type(vmm_, deadline));
+        if (type == wanted) break;
+        spdlog::info("{}: the machine '{}' is pinned to '{}'", config_.name, wanted, type);
+        wanted = type;
+        vmm_.kill();
+    }
+    TRY(pin_machine(config_, paths_, wanted));
+    shelter({vmm_.pid(), vmm_.pidfd()});
+    if (!guest_->baton->claim(kFirst)) return Error(ErrorCode::kInternal, "a fresh baton is not free");
+    return make_run(vmm_, deadline);
+}
+
+RunningVmm QemuDriver::running() const {
+    if (!vmm_) return {};
+    return {vmm_.pid(), vmm_.recorded(), vmm_.started_unix()};
+}
+
+std::vector<int> QemuDriver::watched() const {
+    if (!vmm_) return {};
+    return {vmm_.pidfd(), vmm_.monitor().fd()};
+}
+
+bool QemuDriver::take_news(std::deque<GuestNews>& news) {
+    const auto arrived = vmm_.monitor().take_arrived();
+    bool stopped = false;
+    for (const QmpEvent& event : vmm_.monitor().events()) {
+        if (event.name == "SHUTDOWN") {
+            const std::string reason = word_in(event.data, "reason");
+            if (reason == "guest-reset")
+                news.push_back({GuestNews::Kind::kReset});
+            else
+                news.push_back({GuestNews::Kind::kEnded, reason == "guest-shutdown"});
+        } else if (event.name == "STOP") {
+            stopped = true;
+        } else if (event.name == "RESUME") {
+            stopped = false;
+        }
+    }
+    vmm_.monitor().events().clear();
+    if (stopped && arrived && news.empty()) static_cast<void>(look_at_status(news));
+    return arrived && vmm_.alive();
+}
+
+// The guest stands, and nobody has asked for it.
+Result<void> QemuDriver::look_at_status(std::deque<GuestNews>& news) {
+    TRY_ASSIGN(const RunState state, run_state(vmm_, Deadline::after(kAnswerTime)));
+    if (state.status == "internal-error" || state.status == "guest-panicked")
+        news.push_back({GuestNews::Kind::kFailed, false, 0, "QEMU stopped it: " + state.status});
+    else if (!state.running)
+        spdlog::warn("{}: QEMU has stopped the guest: {}", config_.name, state.status);
+    return {};
+}
+
+bool QemuDriver::ask_to_end() {
+    if (!vmm_) return false;
+    return vmm_.execute("system_powerdown", nullptr, Deadline::after(kFindTime)).has_value();
+}
+
+void QemuDriver::end(Deadline deadline) {
+    vmm_.end(deadline);
+    guest_.reset();
+}
+
+// In order, as far as QEMU lets one: it has images to close.
+void QemuDriver::kill() {
+    vmm_.end(Deadline::after(kQuitTime));
+    guest_.reset();
+}
+
+std::vector<handoff::FdToSend> QemuDriver::keepsakes() const {
+    if (!vmm_ || !guest_) return {};
+    return {{"vmm-" + std::to_string(vmm_.pid()), vmm_.pidfd()}, {"baton", guest_->baton_fd.get()},
+        {kRamId, guest_->ram.get()}};
+}
+
+UpdateResult QemuDriver::update(UpdateRequest request, std::string id, const UpdateHooks& hooks) {
+    QemuUpdate update({config_, folder_, *guest_, vmm_, hooks}, std::move(request), std::move(id));
+    UpdateResult result;
+    result.record = update.run();
+    result.previous = update.take_previous();
+    return result;
+}
+
+} // namespace liveupdate::supervisor::qemu

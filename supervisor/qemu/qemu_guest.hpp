@@ -1,0 +1,39 @@
+// What all QEMUs of one guest have in common: its RAM, the word that says who may run it, and the command
+// line. The supervisor holds it; a later one finds it in the QEMU that runs.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "handoff/baton.hpp"
+#include "handoff/ram_block.hpp"
+#include "supervisor/config.hpp"
+#include "supervisor/paths.hpp"
+#include "supervisor/qemu/qemu_process.hpp"
+
+namespace liveupdate::supervisor::qemu {
+
+struct QemuGuest {
+    UniqueFd ram;
+    UniqueFd baton_fd;
+    // Moved by the supervisor alone, on behalf of the QEMUs, which know nothing of it: a QEMU is let run the
+    // guest only once the word names it.
+    std::unique_ptr<handoff::Baton> baton;
+    std::vector<std::string> arguments;
+
+    // Fresh RAM and a free word.
+    static Result<QemuGuest> create(const VmConfig& config, const std::string& machine_type);
+    // From a QEMU that has it; whether that one owns the guest is in the word.
+    static Result<QemuGuest> from(const QemuProcess& process);
+
+    // Borrowed, for each QEMU of the guest.
+    std::vector<ChildFd> fds() const;
+};
+
+// The machine type that this guest is pinned to, from the VM's state folder; the one that the VM file asks
+// for when there is none, or when it was pinned for another.
+Result<std::string> pinned_machine(const VmConfig& config, const Paths& paths);
+Result<void> pin_machine(const VmConfig& config, const Paths& paths, const std::string& machine_type);
+
+} // namespace liveupdate::supervisor::qemu

@@ -1,0 +1,230 @@
+#include "supervisor/qemu/qemu_process.hpp"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+
+#include "handoff/base/fd.hpp"
+
+namespace liveupdate::supervisor::qemu {
+namespace {
+
+constexpr auto kLook = std::chrono::milliseconds(1);
+constexpr auto kQuitTime = std::chrono::seconds(2);
+constexpr std::string_view kPrefix = "qmp-";
+constexpr std::string_view kSuffix = ".sock";
+constexpr const char* kMonitorOption = "-qmp"; // the first of the arguments that belong to one process
+constexpr size_t kLongestCommandLine = size_t{1} << 20;
+
+// Commas of a value are doubled in QEMU's option syntax.
+std::string with_commas_doubled(const std::string& value) {
+    std::string text;
+    for (const char c : value)
+        text.append(c == ',' ? 2 : 1, c);
+    return text;
+}
+
+Result<pid_t> peer_of(int socket) {
+    ucred peer{};
+    socklen_t size = sizeof(peer);
+    if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
+        return Error::from_errno("ask who listens at QEMU's monitor");
+    return peer.pid;
+}
+
+} // namespace
+
+Result<void> MonitorFolder::make() const {
+    if (::mkdir(path_.c_str(), 0700) < 0 && errno != EEXIST) return Error::from_errno("make " + path_);
+    struct stat status {};
+    if (::lstat(path_.c_str(), &status) < 0) return Error::from_errno("stat " + path_);
+    if (!S_ISDIR(status.st_mode) || status.st_uid != ::geteuid())
+        return Error(ErrorCode::kRefused, path_ + " is not a folder of our own; remove it");
+    if (::chmod(path_.c_str(), 0700) < 0) return Error::from_errno("chmod " + path_);
+    return {};
+}
+
+std::string MonitorFolder::socket(handoff::Participant participant) const {
+    return path_ + "/" + std::string(kPrefix) + std::to_string(participant) + std::string(kSuffix);
+}
+
+std::vector<handoff::Participant> MonitorFolder::participants() const {
+    std::vector<handoff::Participant> found;
+    DIR* dir = ::opendir(path_.c_str());
+    if (dir == nullptr) return found;
+    while (const dirent* entry = ::readdir(dir)) {
+        std::string_view name = entry->d_name;
+        if (!name.starts_with(kPrefix) || !name.ends_with(kSuffix)) continue;
+        name.remove_prefix(kPrefix.size());
+        name.remove_suffix(kSuffix.size());
+        handoff::Participant number = 0;
+        const auto [end, problem] = std::from_chars(name.data(), name.data() + name.size(), number);
+        if (problem == std::errc() && end == name.data() + name.size() && number > 0) found.push_back(number);
+    }
+    ::closedir(dir);
+    std::sort(found.begin(), found.end());
+    return found;
+}
+
+Result<UniqueFd> MonitorFolder::life() const {
+    TRY_ASSIGN(UniqueFd file, fd::open(path_ + "/life", O_RDWR | O_CREAT, 0600));
+    if (::flock(file.get(), LOCK_SH | LOCK_NB) < 0) return Error::from_errno("lock " + path_ + "/life");
+    return file;
+}
+
+Result<bool> MonitorFolder::nobody_lives(Deadline deadline) const {
+    TRY_ASSIGN(const UniqueFd file, fd::open(path_ + "/life", O_RDWR | O_CREAT, 0600));
+    while (::flock(file.get(), LOCK_EX | LOCK_NB) < 0) {
+        if (errno != EWOULDBLOCK && errno != EINTR) return Error::from_errno("lock " + path_ + "/life");
+        if (deadline.passed()) return false;
+        ::usleep(std::chrono::microseconds(kLook).count());
+    }
+    return true;
+}
+
+Result<QemuProcess> QemuProcess::spawn(const OpenBinary& binary,
+    const std::vector<std::string>& guest_arguments, Role role, handoff::Participant participant,
+    const MonitorFolder& folder, const std::vector<ChildFd>& guest_fds, Deadline deadline, int cancel_fd) {
+    QemuProcess qemu;
+    qemu.binary_.info = binary.info;
+    TRY_ASSIGN(qemu.binary_.file, fd::dup(binary.file.get()));
+    qemu.participant_ = participant;
+    qemu.socket_ = folder.socket(participant);
+    if (::unlink(qemu.socket_.c_str()) < 0 && errno != ENOENT)
+        return Error::from_errno("remove " + qemu.socket_);
+    std::vector<std::string> arguments = guest_arguments;
+    arguments.insert(arguments.end(),
+        {kMonitorOption, "unix:" + with_commas_doubled(qemu.socket_) + ",server=on,wait=off", "-S"});
+    if (role == Role::kIncoming) arguments.insert(arguments.end(), {"-incoming", "defer"});
+    TRY_ASSIGN(const UniqueFd life, folder.life());
+    std::vector<ChildFd> fds = guest_fds;
+    fds.push_back({life.get(), kLifeFd});
+    TRY_ASSIGN(qemu.process_, ChildProcess::spawn(binary, arguments, fds));
+    auto connected = qemu.connect(qemu.socket_, deadline, cancel_fd);
+    if (!connected) {
+        Error error = std::move(connected).error();
+        if (error.code == ErrorCode::kPeerGone) error = qemu.gone(error);
+        if (error.code == ErrorCode::kTimeout)
+            error.message = "it did not answer as a QEMU within the time limit";
+        return std::move(error).context(binary.info.path);
+    }
+    return qemu;
+}
+
+Result<void> QemuProcess::connect(const std::string& path, Deadline deadline, int cancel_fd) {
+    for (;;) {
+        auto socket = fd::unix_connect(path, SOCK_STREAM);
+        if (socket) {
+            TRY_ASSIGN(const pid_t peer, peer_of(socket->get()));
+            if (peer != pid())
+                return Error(
+                    ErrorCode::kProtocol, "somebody else than the started process listens at " + path);
+            TRY_ASSIGN(monitor_, QmpChannel::open(std::move(*socket), deadline, cancel_fd));
+            return {};
+        }
+        if (!alive()) return Error(ErrorCode::kPeerGone, "it has ended");
+        if (deadline.passed()) return Error(ErrorCode::kTimeout, "it does not listen");
+        pollfd polled[] = {{process_.pidfd(), POLLIN, 0}, {cancel_fd, POLLIN, 0}};
+        ::poll(polled, 2, static_cast<int>(kLook.count()));
+        if (polled[1].revents != 0) return Error(ErrorCode::kAborted, "somebody asked for it to stop");
+    }
+}
+
+Result<QemuProcess> QemuProcess::find(
+    handoff::Participant participant, const MonitorFolder& folder, Deadline deadline) {
+    QemuProcess qemu;
+    qemu.participant_ = participant;
+    qemu.socket_ = folder.socket(participant);
+    auto socket = fd::unix_connect(qemu.socket_, SOCK_STREAM);
+    if (!socket) return Error(ErrorCode::kNotFound, socket.error().message);
+    TRY_ASSIGN(const pid_t peer, peer_of(socket->get()));
+    auto monitor = QmpChannel::open(std::move(*socket), deadline);
+    if (!monitor && monitor.error().code == ErrorCode::kPeerGone)
+        return Error(ErrorCode::kNotFound, monitor.error().message);
+    if (!monitor) return std::move(monitor).error();
+    qemu.monitor_ = std::move(*monitor);
+    // The monitor that answers proves that the number has not been taken by another process.
+    auto binary = OpenBinary::of_process(peer);
+    if (!binary) return std::move(binary).error();
+    qemu.binary_ = std::move(*binary);
+    TRY_ASSIGN(qemu.process_, ChildProcess::find(peer));
+    return qemu;
+}
+
+Result<nlohmann::json> QemuProcess::execute(
+    const std::string& command, nlohmann::json arguments, Deadline deadline, int cancel_fd) {
+    auto done = monitor_.execute(command, std::move(arguments), deadline, cancel_fd);
+    if (!done && done.error().code == ErrorCode::kPeerGone) return gone(done.error());
+    return done;
+}
+
+Error QemuProcess::gone(const Error& error) {
+    // The monitor ends a moment before the process does.
+    if (!process_.await_end(Deadline::after(std::chrono::seconds(1)))) return error;
+    const std::string& ended = how_it_ended();
+    std::string text = ended.empty() ? "QEMU is gone" : "QEMU " + ended;
+    if (const std::string words = process_.last_words(); !words.empty()) text += "; its last words: " + words;
+    return {ErrorCode::kPeerGone, text};
+}
+
+void QemuProcess::end(Deadline deadline) {
+    if (!process_) return;
+    if (alive())
+        static_cast<void>(monitor_.send("quit", nullptr, deadline.earlier(Deadline::after(kQuitTime))));
+    process_.await_end(deadline);
+    kill();
+}
+
+void QemuProcess::kill() {
+    if (!process_) return;
+    process_.kill();
+    ::unlink(socket_.c_str());
+    static_cast<void>(monitor_.take_arrived()); // its last events stay
+    monitor_.close();
+}
+
+void QemuProcess::forget() {
+    process_.forget();
+    monitor_.close();
+}
+
+RecordedBinary QemuProcess::recorded() const {
+    return {binary_.info.path, monitor_.version(), binary_.info.build_id};
+}
+
+uint64_t QemuProcess::started_unix() const {
+    struct stat status {};
+    const std::string path = "/proc/" + std::to_string(pid());
+    return ::stat(path.c_str(), &status) < 0 ? 0 : static_cast<uint64_t>(status.st_ctim.tv_sec);
+}
+
+Result<std::vector<std::string>> QemuProcess::guest_arguments() const {
+    const std::string path = "/proc/" + std::to_string(pid()) + "/cmdline";
+    TRY_ASSIGN(const std::string line, fd::read_file(path, kLongestCommandLine));
+    std::vector<std::string> all;
+    for (size_t begin = 0; begin < line.size();) {
+        const size_t end = std::min(line.find('\0', begin), line.size());
+        all.push_back(line.substr(begin, end - begin));
+        begin = end + 1;
+    }
+    const auto own = std::find(all.rbegin(), all.rend(), kMonitorOption);
+    if (own == all.rend() || all.size() < 2)
+        return Error(ErrorCode::kRefused,
+            "process " + std::to_string(pid()) + " was not started by liveupdate: it has no '-qmp'");
+    return std::vector<std::string>(all.begin() + 1, own.base() - 1);
+}
+
+Result<UniqueFd> QemuProcess::open_fd(int number, int flags) const {
+    return fd::open("/proc/" + std::to_string(pid()) + "/fd/" + std::to_string(number), flags)
+        .context("a file of the QEMU with pid " + std::to_string(pid()));
+}
+
+} // namespace liveupdate::supervisor::qemu

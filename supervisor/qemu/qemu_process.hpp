@@ -1,0 +1,100 @@
+// One QEMU process of a guest: its process, its monitor, and what it was started with.
+//
+// Everything that a later supervisor must find again is in the process itself: descriptors by number, the
+// command line, and its monitor's socket, whose name has the process's number in the life of the guest.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "handoff/baton.hpp"
+#include "supervisor/child_process.hpp"
+#include "supervisor/open_binary.hpp"
+#include "supervisor/qemu/qmp.hpp"
+#include "supervisor/record.hpp"
+
+namespace liveupdate::supervisor::qemu {
+
+// Numbers of the descriptors that every QEMU of a guest has from us.
+inline constexpr int kRamFd = 10;
+inline constexpr int kBatonFd = 11; // QEMU does not know it: its supervisors do
+inline constexpr int kLifeFd = 12;  // a shared flock(2): see LifeLock
+inline constexpr int kConsoleFd = 13;
+
+// The folder of a guest's monitors: mode 0700, since who speaks to a monitor owns the guest.
+class MonitorFolder {
+public:
+    explicit MonitorFolder(std::string path) : path_(std::move(path)) {}
+
+    Result<void> make() const;
+    std::string socket(handoff::Participant participant) const;
+    std::string migration_socket() const { return path_ + "/migration.sock"; }
+    // The participants that have, or had, a monitor here; ascending.
+    std::vector<handoff::Participant> participants() const;
+
+    // A descriptor for a QEMU that is about to be started: as long as any process has one of these open,
+    // nobody_lives() is false.
+    Result<UniqueFd> life() const;
+    // Waits until the deadline for the end of every QEMU of this guest, those included that have no monitor
+    // yet.
+    Result<bool> nobody_lives(Deadline deadline) const;
+
+private:
+    std::string path_;
+};
+
+class QemuProcess {
+public:
+    QemuProcess() = default;
+
+    // Starts `binary`, stopped, with the guest's arguments and those of one process, and connects to its
+    // monitor. Errors name the binary and carry its last words. `incoming`: it waits for a guest.
+    enum class Role { kFirst, kIncoming };
+    static Result<QemuProcess> spawn(const OpenBinary& binary,
+        const std::vector<std::string>& guest_arguments, Role role, handoff::Participant participant,
+        const MonitorFolder& folder, const std::vector<ChildFd>& guest_fds, Deadline deadline, int cancel_fd);
+    // One that a former supervisor has started. kNotFound: nobody listens at its monitor. On any other error
+    // it lives on.
+    static Result<QemuProcess> find(
+        handoff::Participant participant, const MonitorFolder& folder, Deadline deadline);
+
+    explicit operator bool() const { return static_cast<bool>(process_); }
+    bool alive() const { return process_.alive(); }
+    QmpChannel& monitor() { return monitor_; }
+    const QmpChannel& monitor() const { return monitor_; }
+    // As QmpChannel's; the death of the process is told with its last words.
+    Result<nlohmann::json> execute(
+        const std::string& command, nlohmann::json arguments, Deadline deadline, int cancel_fd = -1);
+
+    // Ends it in order, killing it at the deadline.
+    void end(Deadline deadline);
+    // SIGKILL, and waits until every thread is gone. What it said before is in its monitor's events.
+    void kill();
+    void forget();
+
+    pid_t pid() const { return process_.pid(); }
+    int pidfd() const { return process_.pidfd(); }
+    const std::string& how_it_ended() const { return process_.how_it_ended(); }
+    handoff::Participant participant() const { return participant_; }
+    const OpenBinary& binary() const { return binary_; }
+    OpenBinary take_binary() { return std::move(binary_); }
+    RecordedBinary recorded() const;
+    uint64_t started_unix() const;
+
+    // What all QEMUs of this guest are started with, from its own command line.
+    Result<std::vector<std::string>> guest_arguments() const;
+    // A descriptor that it was given by that number.
+    Result<UniqueFd> open_fd(int number, int flags) const;
+
+private:
+    Result<void> connect(const std::string& socket, Deadline deadline, int cancel_fd);
+    Error gone(const Error& error);
+
+    ChildProcess process_;
+    QmpChannel monitor_;
+    OpenBinary binary_;
+    std::string socket_;
+    handoff::Participant participant_ = 0;
+};
+
+} // namespace liveupdate::supervisor::qemu

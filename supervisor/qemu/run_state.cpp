@@ -1,0 +1,58 @@
+#include "supervisor/qemu/run_state.hpp"
+
+#include <unistd.h>
+
+namespace liveupdate::supervisor::qemu {
+namespace {
+
+constexpr auto kLook = std::chrono::milliseconds(1);
+
+std::string word_in(const nlohmann::json& answer, const char* key) {
+    const auto found = answer.is_object() ? answer.find(key) : answer.end();
+    return answer.is_object() && found != answer.end() && found->is_string() ? found->get<std::string>()
+                                                                             : std::string();
+}
+
+bool is_over(const std::string& status) {
+    return status.empty() || status == "none" || status == "completed" || status == "failed" ||
+           status == "cancelled";
+}
+
+} // namespace
+
+Result<RunState> run_state(QemuProcess& qemu, Deadline deadline) {
+    TRY_ASSIGN(const nlohmann::json answer, qemu.execute("query-status", nullptr, deadline));
+    RunState state;
+    state.status = word_in(answer, "status");
+    state.running = state.status == "running";
+    if (state.status.empty()) return Error(ErrorCode::kProtocol, "query-status: QEMU tells no status");
+    return state;
+}
+
+Result<std::string> migration_status(QemuProcess& qemu, Deadline deadline) {
+    TRY_ASSIGN(const nlohmann::json answer, qemu.execute("query-migrate", nullptr, deadline));
+    return word_in(answer, "status");
+}
+
+Result<void> make_run(QemuProcess& qemu, Deadline deadline) {
+    TRY_ASSIGN(std::string migration, migration_status(qemu, deadline));
+    if (!is_over(migration)) TRY(qemu.execute("migrate_cancel", nullptr, deadline));
+    for (; !is_over(migration); ::usleep(std::chrono::microseconds(kLook).count())) {
+        if (deadline.passed())
+            return Error(ErrorCode::kTimeout, "QEMU's migration does not end: it is " + migration);
+        TRY_ASSIGN(migration, migration_status(qemu, deadline));
+    }
+    // A migration that was cut short makes the guest run by itself, a moment after it has ended.
+    for (;; ::usleep(std::chrono::microseconds(kLook).count())) {
+        TRY_ASSIGN(const RunState state, run_state(qemu, deadline));
+        if (state.running || state.status == "shutdown") return {};
+        if (state.status != "finish-migrate") break;
+        if (deadline.passed()) return Error(ErrorCode::kTimeout, "QEMU does not finish its migration");
+    }
+    TRY(qemu.execute("cont", nullptr, deadline));
+    TRY_ASSIGN(const RunState state, run_state(qemu, deadline));
+    if (state.running) return {};
+    return Error(ErrorCode::kRefused, "QEMU does not run the guest: it is " + state.status);
+}
+
+} // namespace liveupdate::supervisor::qemu

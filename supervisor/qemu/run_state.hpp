@@ -1,0 +1,24 @@
+// Questions to one QEMU, and the way back to a guest that runs.
+#pragma once
+
+#include <string>
+
+#include "supervisor/qemu/qemu_process.hpp"
+
+namespace liveupdate::supervisor::qemu {
+
+struct RunState {
+    bool running = false;
+    std::string status; // QEMU's word: "running", "paused", "postmigrate"...
+};
+
+Result<RunState> run_state(QemuProcess& qemu, Deadline deadline);
+
+// Of its last or present migration: "active", "completed", "failed"; empty when it has had none.
+Result<std::string> migration_status(QemuProcess& qemu, Deadline deadline);
+
+// Makes the guest run in a QEMU that is its owner, whatever migration was under way; nobody else may be able
+// to run it. kRefused: QEMU does not let it.
+Result<void> make_run(QemuProcess& qemu, Deadline deadline);
+
+} // namespace liveupdate::supervisor::qemu

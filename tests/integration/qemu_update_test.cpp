@@ -1,0 +1,274 @@
+// QEMU guests as VMs of liveupdate: updates there and back between two QEMU binaries, refusals, and kill -9
+// of everybody in every phase.
+#include <signal.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "handoff/phase.hpp"
+#include "tests/integration/checks.hpp"
+#include "tests/support/qemu_vm.hpp"
+#include "tests/support/temporary_folder.hpp"
+
+namespace liveupdate::tests {
+namespace {
+
+using handoff::Party;
+using handoff::Phase;
+using supervisor::Outcome;
+using ::tests::guests::read_field;
+namespace fs = std::filesystem;
+
+constexpr const char* kQemu = "/usr/bin/qemu-system-x86_64";
+
+#define NEEDS_QEMU()                                                                                         \
+    NEEDS_KVM();                                                                                             \
+    if (!fs::exists(kQemu)) {                                                                                \
+        std::printf("SKIPPED: there is no %s\n", kQemu);                                                     \
+        return;                                                                                              \
+    }
+
+// QEMU as another release of it: elsewhere, with a build-id of its own, and the same firmware files, which it
+// looks for beside itself.
+class OtherQemu {
+public:
+    OtherQemu() {
+        fs::create_directories(folder_.at("bin"));
+        fs::create_directory_symlink("/usr/share", folder_.at("share"));
+        fs::create_directory_symlink("/usr/lib", folder_.at("lib"));
+        fs::copy_file(kQemu, path());
+        change_build_id();
+    }
+    std::string path() const { return folder_.at("bin/qemu-system-x86_64"); }
+
+private:
+    void change_build_id() const {
+        std::fstream file(path(), std::ios::in | std::ios::out | std::ios::binary);
+        std::string head(1 << 16, '\0');
+        file.read(head.data(), static_cast<std::streamsize>(head.size()));
+        const size_t note = head.find(std::string("\x03\0\0\0GNU\0", 8)); // NT_GNU_BUILD_ID
+        REQUIRE(note != std::string::npos);
+        file.seekp(static_cast<std::streamoff>(note + 8));
+        file.put(static_cast<char>(~head[note + 8]));
+    }
+    TemporaryFolder folder_;
+};
+
+LiveVmOptions qemu_guest() {
+    LiveVmOptions options;
+    options.vmm = kQemu;
+    options.cmdline = "skew_us=1000";
+    // Not every KVM lets IA32_ARCH_CAPABILITIES be set, and QEMU dies of that.
+    options.qemu_toml = "cpu = \"host,-arch-capabilities\"\nmachine = \"q35\"\n";
+    options.update_toml = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
+    options.extra_toml = "[policy]\nstop_timeout = \"0s\"\n";
+    return options;
+}
+
+// What check_sound() asks, for a guest without a witness page.
+void check_runs(LiveVm& vm) {
+    check_sound(vm, 1);
+    CHECK(LiveVm::eventually([&] { return vm.holdings().processes == 2; }));
+    CHECK(vm.holdings().zombies == 0);
+}
+
+TEST_CASE("a QEMU guest starts, tells its state, and stops") {
+    NEEDS_QEMU();
+    const auto vm = started(qemu_guest());
+    const auto status = vm->status();
+    CHECK(status["state"] == "running");
+    CHECK(status["driver"] == "qemu");
+    CHECK(status["vmm"]["binary"] == kQemu);
+    CHECK(status["outdated"] == false);
+    CHECK(vm->call({{"command", "stop"}}).has_value());
+    CHECK(vm->await_supervisor_end() == 0);
+    CHECK(processes_of(vm->directory()).empty());
+}
+
+TEST_CASE("a QEMU guest is updated there and back between two binaries") {
+    NEEDS_QEMU();
+    const OtherQemu other;
+    const auto vm = started(qemu_guest());
+    Holdings before;
+    for (unsigned n = 0; n < 10; ++n) {
+        const auto record = vm->update(n % 2 == 0 ? other.path() : kQemu);
+        REQUIRE_MESSAGE(record, record.error().message);
+        REQUIRE_MESSAGE(record->outcome == Outcome::kCompleted, record->reason);
+        CHECK(record->from.build_id != record->to.build_id);
+        CHECK(record->blackout_us.has_value());
+        check_runs(*vm);
+        if (n == 1) before = holdings_at_rest(*vm);
+    }
+    check_nothing_leaked(*vm, before);
+    CHECK(vm->baton().read().epoch > 10);
+}
+
+TEST_CASE("a rollback goes back to the QEMU that ran before") {
+    NEEDS_QEMU();
+    const OtherQemu other;
+    const auto vm = started(qemu_guest());
+    const std::string first = vm->build_id();
+    REQUIRE(vm->update(other.path())->outcome == Outcome::kCompleted);
+    CHECK(vm->build_id() != first);
+    const auto record = vm->call({{"command", "update"}, {"kind", "rollback"}});
+    REQUIRE_MESSAGE(record, record.error().message);
+    CHECK((*record)["outcome"] == "completed");
+    CHECK(vm->build_id() == first);
+    check_runs(*vm);
+}
+
+TEST_CASE("a plan leaves the guest where it is") {
+    NEEDS_QEMU();
+    const OtherQemu other;
+    const auto vm = started(qemu_guest());
+    const pid_t before = vm->vmm_pid();
+    const auto record = vm->update(other.path(), {{"kind", "plan"}});
+    REQUIRE_MESSAGE(record, record.error().message);
+    CHECK_MESSAGE(record->outcome == Outcome::kPlanned, record->reason);
+    CHECK(record->to.version == record->from.version);
+    CHECK(vm->vmm_pid() == before);
+    check_runs(*vm);
+}
+
+TEST_CASE("a binary that is no QEMU is refused with its last words") {
+    NEEDS_QEMU();
+    const auto vm = started(qemu_guest());
+    const pid_t before = vm->vmm_pid();
+    const auto record = vm->update(program("liveupdate-vmm"));
+    REQUIRE_MESSAGE(record, record.error().message);
+    CHECK(record->outcome == Outcome::kRefused);
+    CHECK_MESSAGE(record->reason.find("last words") != std::string::npos, record->reason);
+    CHECK(vm->vmm_pid() == before);
+    check_runs(*vm);
+}
+
+TEST_CASE("a machine type is pinned by the first start, and kept") {
+    NEEDS_QEMU();
+    const auto vm = started(qemu_guest());
+    std::ifstream file(vm->directory() + "/state/vm/qemu-machine.json");
+    const auto pin = nlohmann::json::parse(file);
+    CHECK(pin["asked"] == "q35");
+    CHECK(pin["pinned"].get<std::string>().starts_with("pc-q35-"));
+    std::ifstream line("/proc/" + std::to_string(vm->vmm_pid()) + "/cmdline");
+    const std::string words((std::istreambuf_iterator<char>(line)), {});
+    CHECK(words.find(pin["pinned"].get<std::string>()) != std::string::npos);
+}
+
+nlohmann::json fault(Phase phase, Party victim, const char* action) {
+    return {{"fault", {{"phase", to_string(phase)}, {"victim", to_string(victim)}, {"action", action}}}};
+}
+
+constexpr Phase kStruck[] = {Phase::kNegotiating, Phase::kPreparing, Phase::kPausing, Phase::kTransferring,
+    Phase::kCommitting, Phase::kProbation};
+
+bool before_word(Phase phase) {
+    return handoff::row(phase).before_commit && phase != Phase::kCommitting;
+}
+
+TEST_CASE("a destination that is killed before it runs the guest leaves it to the source") {
+    NEEDS_QEMU();
+    const OtherQemu other;
+    const auto vm = started(qemu_guest());
+    const pid_t source = vm->vmm_pid();
+    for (const Phase phase : kStruck) {
+        if (!handoff::row(phase).before_commit) continue;
+        CAPTURE(to_string(phase));
+        const auto record = vm->update(other.path(), fault(phase, Party::kDestination, "kill"));
+        REQUIRE_MESSAGE(record, record.error().message);
+        const bool paused = phase == Phase::kTransferring || phase == Phase::kCommitting;
+        CHECK_MESSAGE((record->outcome == Outcome::kRolledBack) == paused, to_string(record->outcome));
+        CHECK_MESSAGE(record->reason.find("signal 9") != std::string::npos, record->reason);
+        CHECK(vm->vmm_pid() == source);
+        check_runs(*vm);
+    }
+    REQUIRE(vm->update(other.path())->outcome == Outcome::kCompleted);
+}
+
+TEST_CASE("a failure before the commit leaves the guest in the source, with a reason") {
+    NEEDS_QEMU();
+    const OtherQemu other;
+    const auto vm = started(qemu_guest());
+    const pid_t source = vm->vmm_pid();
+    for (const Phase phase : kStruck) {
+        if (!handoff::row(phase).before_commit) continue;
+        CAPTURE(to_string(phase));
+        const auto record = vm->update(other.path(), fault(phase, Party::kDestination, "fail"));
+        REQUIRE_MESSAGE(record, record.error().message);
+        CHECK_MESSAGE(
+            record->reason.find("a fault asked for by a test") != std::string::npos, record->reason);
+        CHECK(vm->vmm_pid() == source);
+        check_runs(*vm);
+    }
+}
+
+TEST_CASE("a destination that is killed when it has run the guest loses it, in words") {
+    NEEDS_QEMU();
+    const auto vm = started(qemu_guest());
+    const auto record = vm->update(kQemu, fault(Phase::kProbation, Party::kDestination, "kill"));
+    REQUIRE_MESSAGE(record, record.error().message);
+    CHECK(record->outcome == Outcome::kLost);
+    CHECK_MESSAGE(record->reason.find("signal 9") != std::string::npos, record->reason);
+    CHECK(vm->status()["state"] == "lost");
+    CHECK(processes_of(vm->directory()).size() == 1);
+}
+
+TEST_CASE(
+    "a source that is killed once all is with the destination is not missed; before, the guest is lost") {
+    NEEDS_QEMU();
+    for (const Phase phase : kStruck) {
+        CAPTURE(to_string(phase));
+        const auto vm = started(qemu_guest());
+        const pid_t source = vm->vmm_pid();
+        const auto record = vm->update(kQemu, fault(phase, Party::kSource, "kill"));
+        REQUIRE_MESSAGE(record, record.error().message);
+        const bool all_there =
+            phase == Phase::kTransferring || phase == Phase::kCommitting || phase == Phase::kProbation;
+        CHECK_MESSAGE(record->outcome == (all_there ? Outcome::kCompleted : Outcome::kLost), record->reason);
+        CHECK(::kill(source, 0) != 0);
+        if (all_there)
+            check_runs(*vm);
+        else
+            CHECK(vm->status()["state"] == "lost");
+    }
+}
+
+TEST_CASE("a supervisor that is killed costs the guest nothing, and its successor reads whose it is") {
+    NEEDS_QEMU();
+    const OtherQemu other;
+    const auto vm = started(qemu_guest());
+    for (const Phase phase : kStruck) {
+        CAPTURE(to_string(phase));
+        const pid_t source = vm->vmm_pid();
+        const std::string next = vm->status()["vmm"]["binary"] == kQemu ? other.path() : kQemu;
+        CHECK(!vm->update(next, fault(phase, Party::kSupervisor, "kill")));
+        REQUIRE(LiveVm::eventually([&] { return !vm->supervisor_alive(); }));
+        const auto restarted = vm->start_supervisor();
+        REQUIRE_MESSAGE(restarted, restarted.error().message);
+        CHECK((vm->vmm_pid() == source) == before_word(phase));
+        check_runs(*vm);
+        CHECK((::kill(source, 0) == 0) == before_word(phase));
+        // And it can be updated again.
+        REQUIRE(vm->update(next)->outcome == Outcome::kCompleted);
+        check_runs(*vm);
+    }
+}
+
+TEST_CASE(
+    "a QEMU that dies on its own is told as lost, and the guest started anew where the policy says so") {
+    NEEDS_QEMU();
+    auto options = qemu_guest();
+    options.extra_toml = "[policy]\nstop_timeout = \"0s\"\non_lost = \"restart\"\n";
+    const auto vm = started(options);
+    const pid_t first = vm->vmm_pid();
+    ::kill(first, SIGKILL);
+    REQUIRE(LiveVm::eventually([&] {
+        const auto status = vm->status();
+        return status.value("state", "") == "running" && vm->vmm_pid() != first;
+    }));
+    REQUIRE(vm->map_guest());
+    CHECK(vm->guest_started());
+    check_runs(*vm);
+}
+
+} // namespace
+} // namespace liveupdate::tests
