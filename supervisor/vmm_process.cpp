@@ -1,5 +1,6 @@
 #include "supervisor/vmm_process.hpp"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
