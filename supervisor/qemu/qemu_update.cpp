@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include "supervisor/qemu/command_line.hpp"
 #include "supervisor/qemu/compare.hpp"
 #include "supervisor/qemu/run_state.hpp"
 
@@ -163,7 +164,13 @@ Result<void> QemuUpdate::commit() {
     if (!at_.guest.baton->take(destination_.participant()))
         return Error(ErrorCode::kInternal, "the guest is not on offer to the destination");
     TRY(reach(Phase::kCommitting));
-    const auto answer = destination_.execute("cont", nullptr, Deadline::after(kAnswerTime));
+    // Sent together: the guest stands still. A console that is not connected is no reason to hold it up.
+    const Deadline deadline = Deadline::after(kAnswerTime);
+    const json backend = at_.guest.console_backend();
+    if (!backend.is_null())
+        static_cast<void>(destination_.monitor().send(
+            "chardev-change", {{"id", kConsoleId}, {"backend", backend}}, deadline));
+    const auto answer = destination_.execute("cont", nullptr, deadline);
     // QEMU sends the event before any vCPU runs. Where neither came, its end makes sure that nothing runs.
     bool ignored = true;
     static_cast<void>(note_events(destination_, ignored));
