@@ -7,8 +7,7 @@
 
 #include "handoff/phase.hpp"
 #include "tests/integration/checks.hpp"
-#include "tests/support/qemu_vm.hpp"
-#include "tests/support/temporary_folder.hpp"
+#include "tests/support/other_qemu.hpp"
 
 namespace liveupdate::tests {
 namespace {
@@ -19,7 +18,7 @@ using supervisor::Outcome;
 using ::tests::guests::read_field;
 namespace fs = std::filesystem;
 
-constexpr const char* kQemu = "/usr/bin/qemu-system-x86_64";
+constexpr const char* kQemu = kQemuPath;
 
 #define NEEDS_QEMU()                                                                                         \
     NEEDS_KVM();                                                                                             \
@@ -27,32 +26,6 @@ constexpr const char* kQemu = "/usr/bin/qemu-system-x86_64";
         std::printf("SKIPPED: there is no %s\n", kQemu);                                                     \
         return;                                                                                              \
     }
-
-// QEMU as another release of it: elsewhere, with a build-id of its own, and the same firmware files, which it
-// looks for beside itself.
-class OtherQemu {
-public:
-    OtherQemu() {
-        fs::create_directories(folder_.at("bin"));
-        fs::create_directory_symlink("/usr/share", folder_.at("share"));
-        fs::create_directory_symlink("/usr/lib", folder_.at("lib"));
-        fs::copy_file(kQemu, path());
-        change_build_id();
-    }
-    std::string path() const { return folder_.at("bin/qemu-system-x86_64"); }
-
-private:
-    void change_build_id() const {
-        std::fstream file(path(), std::ios::in | std::ios::out | std::ios::binary);
-        std::string head(1 << 16, '\0');
-        file.read(head.data(), static_cast<std::streamsize>(head.size()));
-        const size_t note = head.find(std::string("\x03\0\0\0GNU\0", 8)); // NT_GNU_BUILD_ID
-        REQUIRE(note != std::string::npos);
-        file.seekp(static_cast<std::streamoff>(note + 8));
-        file.put(static_cast<char>(~head[note + 8]));
-    }
-    TemporaryFolder folder_;
-};
 
 LiveVmOptions qemu_guest() {
     LiveVmOptions options;
