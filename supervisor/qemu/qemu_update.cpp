@@ -110,7 +110,8 @@ Result<void> QemuUpdate::prepare() {
 // From here on nothing is cancelled.
 Result<void> QemuUpdate::switch_over() {
     log_.enter(Phase::kPausing);
-    at_.source.monitor().events().clear();
+    // What an earlier update has left; an end of the guest is news.
+    std::erase_if(at_.source.monitor().events(), [](const QmpEvent& e) { return e.name != "SHUTDOWN"; });
     if (!at_.guest.baton->offer(at_.source.participant(), destination_.participant()))
         return Error(ErrorCode::kInternal, "the source does not hold the guest");
     offered_ = true;
@@ -148,7 +149,7 @@ Result<bool> QemuUpdate::note_events(QemuProcess& qemu, bool& completed) {
         const std::string status = word_in(event.data, "status");
         if (event.name == "STOP" && &qemu == &at_.source) stopped_us_ = event.unix_us;
         if (event.name == "RESUME" && &qemu == &destination_) resumed_us_ = event.unix_us;
-        if (event.name == "SHUTDOWN")
+        if (event.name == "SHUTDOWN") // which stays, for whoever listens after the update
             return Error(ErrorCode::kRefused, "the guest ended while it was being updated");
         if (event.name != "MIGRATION") continue;
         if (status == "completed") completed = true;

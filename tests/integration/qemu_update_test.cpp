@@ -1,11 +1,14 @@
 // QEMU guests as VMs of liveupdate: updates there and back between two QEMU binaries, refusals, and kill -9
 // of everybody in every phase.
 #include <signal.h>
+#include <sys/socket.h>
 
 #include <filesystem>
 #include <fstream>
 
+#include "handoff/base/fd.hpp"
 #include "handoff/phase.hpp"
+#include "supervisor/qemu/qmp.hpp"
 #include "tests/integration/checks.hpp"
 #include "tests/support/other_qemu.hpp"
 
@@ -113,6 +116,48 @@ TEST_CASE("a binary that is no QEMU is refused with its last words") {
     CHECK_MESSAGE(record->reason.find("last words") != std::string::npos, record->reason);
     CHECK(vm->vmm_pid() == before);
     check_runs(*vm);
+}
+
+void check_refused(LiveVm& vm, const std::string& binary, const std::string& words) {
+    const pid_t before = vm.vmm_pid();
+    const auto record = vm.update(binary);
+    REQUIRE_MESSAGE(record, record.error().message);
+    CHECK(record->outcome == Outcome::kRefused);
+    CHECK_MESSAGE(record->reason.find(words) != std::string::npos, record->reason);
+    CHECK_FALSE(record->blackout_us.has_value());
+    CHECK(vm.vmm_pid() == before);
+    check_runs(vm);
+}
+
+TEST_CASE("a QEMU without the guest's machine type, or without one of its devices, is refused in its words") {
+    NEEDS_QEMU();
+    const auto vm = started(qemu_guest());
+    std::ifstream file(vm->directory() + "/state/vm/qemu-machine.json");
+    const OtherQemu without_machine, without_device;
+    without_machine.forget(nlohmann::json::parse(file)["pinned"]);
+    check_refused(*vm, without_machine.path(), "unsupported machine type");
+    without_device.forget("virtio-rng-pci");
+    check_refused(*vm, without_device.path(), "'virtio-rng-pci' is not a valid device model name");
+}
+
+TEST_CASE("a guest that has got a device since it started is refused before it is touched") {
+    NEEDS_QEMU();
+    auto options = qemu_guest();
+    const TemporaryFolder folder;
+    const std::string monitor = folder.at("monitor");
+    options.qemu_toml +=
+        "extra_args = [\"-device\", \"pcie-root-port,id=root1\", \"-qmp\", \"unix:" + monitor +
+        ",server=on,wait=off\"]\n";
+    const auto vm = started(options);
+    auto socket = fd::unix_connect(monitor, SOCK_STREAM);
+    REQUIRE(socket.has_value());
+    const Deadline deadline = Deadline::after(std::chrono::seconds(20));
+    auto channel = supervisor::qemu::QmpChannel::open(std::move(*socket), deadline);
+    REQUIRE(channel.has_value());
+    const auto added = channel->execute(
+        "device_add", {{"driver", "virtio-rng-pci"}, {"id", "late"}, {"bus", "root1"}}, deadline);
+    REQUIRE_MESSAGE(added, added.error().message);
+    check_refused(*vm, kQemu, "the destination has no /machine/peripheral/late");
 }
 
 TEST_CASE("a machine type is pinned by the first start, and kept") {

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 
 namespace liveupdate::tests {
 
@@ -13,6 +14,17 @@ OtherQemu::OtherQemu() {
     fs::create_directory_symlink("/usr/lib", folder_.at("lib"));
     fs::copy_file(kQemuPath, path());
     change_build_id();
+}
+
+void OtherQemu::forget(const std::string& name) const {
+    std::string bytes;
+    {
+        std::ifstream file(path(), std::ios::binary);
+        bytes.assign(std::istreambuf_iterator<char>(file), {});
+    }
+    for (size_t at = bytes.find(name); at != std::string::npos; at = bytes.find(name, at + 1))
+        bytes[at + name.size() - 1] = '~';
+    std::ofstream(path(), std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
 void OtherQemu::change_build_id() const {

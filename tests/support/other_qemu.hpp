@@ -13,6 +13,9 @@ inline constexpr const char* kQemuPath = "/usr/bin/qemu-system-x86_64";
 class OtherQemu {
 public:
     OtherQemu(); // of kQemuPath, which exists
+    // Takes a name out of the binary by changing its last letter wherever it stands, such as a machine
+    // type's.
+    void forget(const std::string& name) const;
     std::string path() const { return folder_.at("bin/qemu-system-x86_64"); }
 
 private:
