@@ -213,7 +213,7 @@ NetConfig read_card(Section net, const VmConfig& config) {
         else
             net.complain("mac", "'mac' in [[net]]: " + parsed.error().message);
     }
-    net.integer("queues", 1, 8, card.queues);
+    net.integer("queues", 1, is_qemu(config) ? 1 : 8, card.queues);
     for (const NetConfig& other : config.nets) {
         if (!card.tap.empty() && other.tap == card.tap)
             net.complain(

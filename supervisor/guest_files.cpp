@@ -77,25 +77,6 @@ Result<void> open_pty(handoff::NamedFds& devices, const std::string& link) {
     return {};
 }
 
-Result<void> open_console(const VmConfig& config, const Paths& paths, handoff::NamedFds& devices) {
-    const std::string path = console_path(config, paths);
-    switch (config.console) {
-    case ConsoleType::kNone:
-        return {};
-    case ConsoleType::kPty:
-        return open_pty(devices, path);
-    case ConsoleType::kFile: {
-        TRY_ASSIGN(devices["console"], fd::open(path, O_WRONLY | O_CREAT | O_APPEND, 0640));
-        return {};
-    }
-    case ConsoleType::kSocket: {
-        TRY_ASSIGN(devices["console"], fd::unix_listen(path, SOCK_STREAM, 4));
-        return {};
-    }
-    }
-    return {};
-}
-
 Result<void> open_disks(const VmConfig& config, GuestFiles& files) {
     for (size_t i = 0; i < config.disks.size(); ++i) {
         const std::string name = "disk" + std::to_string(i);
@@ -109,7 +90,7 @@ Result<void> open_disks(const VmConfig& config, GuestFiles& files) {
 Result<void> open_nets(const VmConfig& config, handoff::proto::Machine& machine, handoff::NamedFds& devices) {
     for (size_t i = 0; i < config.nets.size(); ++i) {
         const NetConfig& card = config.nets[i];
-        TRY_ASSIGN(OpenTap tap, open_tap(card.tap, card.queues));
+        TRY_ASSIGN(OpenTap tap, open_tap(card.tap, card.queues, TapHeaders::kVirtio));
         handoff::proto::Net& net = *machine.add_nets();
         net.set_name("net" + std::to_string(i));
         net.set_mac(std::string(card.mac.begin(), card.mac.end()));
@@ -147,6 +128,25 @@ std::string console_path(const VmConfig& config, const Paths& paths) {
         return paths.vm_runtime_dir(config.name) + "/console";
     case ConsoleType::kSocket:
         return paths.vm_runtime_dir(config.name) + "/console.sock";
+    }
+    return {};
+}
+
+Result<void> open_console(const VmConfig& config, const Paths& paths, handoff::NamedFds& devices) {
+    const std::string path = console_path(config, paths);
+    switch (config.console) {
+    case ConsoleType::kNone:
+        return {};
+    case ConsoleType::kPty:
+        return open_pty(devices, path);
+    case ConsoleType::kFile: {
+        TRY_ASSIGN(devices["console"], fd::open(path, O_WRONLY | O_CREAT | O_APPEND, 0640));
+        return {};
+    }
+    case ConsoleType::kSocket: {
+        TRY_ASSIGN(devices["console"], fd::unix_listen(path, SOCK_STREAM, 4));
+        return {};
+    }
     }
     return {};
 }

@@ -32,6 +32,9 @@ struct GuestFiles {
 
 handoff::RamKind ram_kind(Backing backing);
 
+// Puts "console", and for a pty "console-slave", among the devices; nothing for type none.
+Result<void> open_console(const VmConfig& config, const Paths& paths, handoff::NamedFds& devices);
+
 // What the CLI connects a terminal to: the pty's slave, the file, or the socket. Empty for none.
 std::string console_path(const VmConfig& config, const Paths& paths);
 

@@ -54,15 +54,17 @@ Error explain(int error, const std::string& name, unsigned queues) {
     }
 }
 
-Result<UniqueFd> open_queue(const std::string& name, unsigned queues) {
+Result<UniqueFd> open_queue(const std::string& name, unsigned queues, TapHeaders headers) {
     auto queue = fd::open("/dev/net/tun", O_RDWR | O_NONBLOCK);
     if (!queue)
         return std::move(queue).error().context(
             "tap " + name + " needs the kernel's tun driver (`modprobe tun`)");
     ifreq request = request_for(name);
-    const int flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (queues > 1 ? int{IFF_MULTI_QUEUE} : 0);
+    const int flags = IFF_TAP | IFF_NO_PI | (headers == TapHeaders::kVirtio ? int{IFF_VNET_HDR} : 0) |
+                      (queues > 1 ? int{IFF_MULTI_QUEUE} : 0);
     request.ifr_flags = static_cast<short>(flags);
     if (::ioctl(queue->get(), TUNSETIFF, &request) < 0) return explain(errno, name, queues);
+    if (headers == TapHeaders::kNone) return queue;
     int header = kHeaderBytes;
     if (::ioctl(queue->get(), TUNSETVNETHDRSZ, &header) < 0)
         return Error::from_errno("set the size of packet headers of tap " + name);
@@ -97,7 +99,7 @@ bool in_use(const std::string& name) {
 
 } // namespace
 
-Result<OpenTap> open_tap(const std::string& name, unsigned queues) {
+Result<OpenTap> open_tap(const std::string& name, unsigned queues, TapHeaders headers) {
     // TUNSETIFF would make it, and it would be gone with the guest.
     if (::if_nametoindex(name.c_str()) == 0)
         return Error(ErrorCode::kNotFound,
@@ -105,11 +107,11 @@ Result<OpenTap> open_tap(const std::string& name, unsigned queues) {
     if (queues > 1 && in_use(name)) return explain(EBUSY, name, queues);
     OpenTap tap;
     for (unsigned i = 0; i < queues; ++i) {
-        TRY_ASSIGN(UniqueFd queue, open_queue(name, queues));
+        TRY_ASSIGN(UniqueFd queue, open_queue(name, queues, headers));
         tap.queues.push_back(std::move(queue));
     }
     TRY_ASSIGN(tap.mtu, read_mtu(name));
-    tap.offloads = probe_offloads(tap.queues.front().get());
+    if (headers == TapHeaders::kVirtio) tap.offloads = probe_offloads(tap.queues.front().get());
     return tap;
 }
 

@@ -52,6 +52,12 @@ Result<UniqueFd> pidfd_open(pid_t pid) {
         static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)), "pidfd_open of pid " + std::to_string(pid));
 }
 
+Result<UniqueFd> pidfd_getfd(int pidfd, int number) {
+    UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd, number, 0))); // close-on-exec by itself
+    if (!fd) return Error::from_errno("pidfd_getfd");
+    return fd;
+}
+
 Result<std::pair<UniqueFd, UniqueFd>> socketpair(int type) {
     int fds[2];
     if (::socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, fds) < 0) return Error::from_errno("socketpair");

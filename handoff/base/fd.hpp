@@ -16,6 +16,8 @@ Result<UniqueFd> dup(int fd);
 Result<UniqueFd> memfd_create(const std::string& name, unsigned flags);
 Result<UniqueFd> eventfd(unsigned initial);
 Result<UniqueFd> pidfd_open(pid_t pid);
+// A duplicate of another process's descriptor; needs the right to trace it.
+Result<UniqueFd> pidfd_getfd(int pidfd, int number);
 // type: SOCK_SEQPACKET or SOCK_STREAM.
 Result<std::pair<UniqueFd, UniqueFd>> socketpair(int type);
 Result<UniqueFd> unix_listen(const std::string& path, int type, int backlog);

@@ -48,7 +48,11 @@ void add_nets(const VmConfig& config, const std::string& machine_type, CommandLi
     for (size_t i = 0; i < config.nets.size(); ++i) {
         const NetConfig& card = config.nets[i];
         const std::string id = "net" + std::to_string(i);
-        if (card.type == NetType::kUser) line.add("-netdev", json{{"type", "user"}, {"id", id}});
+        if (card.type == NetType::kUser)
+            line.add("-netdev", json{{"type", "user"}, {"id", id}});
+        else
+            line.add("-netdev", json{{"type", "tap"}, {"id", id}, {"vhost", false},
+                                    {"fd", std::to_string(kFirstNetFd + static_cast<int>(i))}});
         json device = {{"driver", virtio("net", machine_type)}, {"id", id + "-device"}, {"netdev", id},
             {"mac", to_string(card.mac)}};
         line.add("-device", device);
@@ -57,7 +61,7 @@ void add_nets(const VmConfig& config, const std::string& machine_type, CommandLi
 
 void add_console(const VmConfig& config, const std::string& machine_type, CommandLine& line) {
     if (config.console == ConsoleType::kNone) return line.add("-serial", std::string("none"));
-    line.add("-add-fd", "fd=" + std::to_string(kConsoleFd) + ",set=1");
+    line.add("-add-fd", console_fds());
     line.add("-chardev", std::string("null,id=") + kConsoleId);
     if (config.console_device == ConsoleDevice::kSerial)
         return line.add("-serial", std::string("chardev:") + kConsoleId);
@@ -67,6 +71,10 @@ void add_console(const VmConfig& config, const std::string& machine_type, Comman
 }
 
 } // namespace
+
+std::string console_fds() {
+    return "fd=" + std::to_string(kConsoleFd) + ",set=1";
+}
 
 std::string machine_type_of(const std::string& machine) {
     return machine.substr(0, machine.find(','));

@@ -16,6 +16,9 @@ inline constexpr const char* kConsoleId = "console"; // of the character device;
 // to a descriptor is written with the numbers of qemu_process.hpp.
 std::vector<std::string> guest_arguments(const VmConfig& config, const std::string& machine_type);
 
+// The argument that makes the console's descriptor known to QEMU, as descriptor set 1.
+std::string console_fds();
+
 // The type alone of "q35,smm=off".
 std::string machine_type_of(const std::string& machine);
 

@@ -102,6 +102,9 @@ Result<void> QemuDriver::take_owner(std::vector<QemuProcess> found) {
         if (process) process.kill();
     if (word.state == handoff::BatonState::kOffered && !guest_->baton->take_back(word.owner))
         return fail({ErrorCode::kInternal, "the guest was taken while nobody was there to take it"});
+    // A supervisor that died between the word and the guest's first instruction has not come to this.
+    if (auto there = attach_console(vmm_, guest_->console_backend(), Deadline::after(kAnswerTime)); !there)
+        spdlog::warn("{}: the guest has no console: {}", config_.name, there.error().message);
     if (auto runs = make_run(vmm_, Deadline::after(kAnswerTime)); !runs) {
         vmm_.forget();
         guest_.reset();
@@ -127,7 +130,7 @@ Result<void> QemuDriver::start_pinned(const OpenBinary& binary, const Shelter& s
     const Deadline deadline = Deadline::after(kLaunchTime);
     TRY_ASSIGN(std::string wanted, pinned_machine(config_, paths_));
     for (;;) {
-        TRY_ASSIGN(guest_, QemuGuest::create(config_, wanted));
+        TRY_ASSIGN(guest_, QemuGuest::create(config_, paths_, wanted));
         TRY_ASSIGN(vmm_, QemuProcess::spawn(binary, guest_->arguments, QemuProcess::Role::kFirst, kFirst,
                              folder_, guest_->fds(), deadline, -1));
         TRY_ASSIGN(const std::string type, machine_type(vmm_, deadline));
@@ -135,9 +138,11 @@ Result<void> QemuDriver::start_pinned(const OpenBinary& binary, const Shelter& s
         spdlog::info("{}: the machine '{}' is pinned to '{}'", config_.name, wanted, type);
         wanted = type;
         vmm_.kill();
+        guest_.reset();
     }
     TRY(pin_machine(config_, paths_, wanted));
     shelter({vmm_.pid(), vmm_.pidfd()});
+    TRY(attach_console(vmm_, guest_->console_backend(), deadline));
     if (!guest_->baton->claim(kFirst)) return Error(ErrorCode::kInternal, "a fresh baton is not free");
     return make_run(vmm_, deadline);
 }

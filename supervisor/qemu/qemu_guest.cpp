@@ -1,6 +1,6 @@
 #include "supervisor/qemu/qemu_guest.hpp"
 
-#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <nlohmann/json.hpp>
@@ -8,17 +8,34 @@
 #include "handoff/base/fd.hpp"
 #include "supervisor/guest_files.hpp"
 #include "supervisor/qemu/command_line.hpp"
+#include "supervisor/tap.hpp"
 
 namespace liveupdate::supervisor::qemu {
 namespace {
+
+constexpr const char* kConsoleSet = "/dev/fdset/1"; // of console_fds()
+constexpr int kMostNets = 8;
 
 std::string pin_path(const VmConfig& config, const Paths& paths) {
     return paths.vm_state_dir(config.name) + "/qemu-machine.json";
 }
 
+// What the guest's command line says that it has been given.
+std::vector<int> device_numbers(const std::vector<std::string>& arguments) {
+    std::vector<int> numbers;
+    for (const std::string& argument : arguments) {
+        if (argument == console_fds()) numbers.push_back(kConsoleFd);
+        for (int net = 0; net < kMostNets; ++net)
+            if (argument.find("\"fd\":\"" + std::to_string(kFirstNetFd + net) + "\"") != std::string::npos)
+                numbers.push_back(kFirstNetFd + net);
+    }
+    return numbers;
+}
+
 } // namespace
 
-Result<QemuGuest> QemuGuest::create(const VmConfig& config, const std::string& machine_type) {
+Result<QemuGuest> QemuGuest::create(
+    const VmConfig& config, const Paths& paths, const std::string& machine_type) {
     QemuGuest guest;
     const MemoryConfig& memory = config.memory.front();
     TRY_ASSIGN(handoff::RamBlock block,
@@ -27,6 +44,16 @@ Result<QemuGuest> QemuGuest::create(const VmConfig& config, const std::string& m
     TRY_ASSIGN(guest.baton_fd, handoff::Baton::create_segment());
     TRY_ASSIGN(handoff::Baton baton, handoff::Baton::map(guest.baton_fd.get()));
     guest.baton = std::make_unique<handoff::Baton>(std::move(baton));
+    handoff::NamedFds console;
+    TRY(open_console(config, paths, console));
+    if (console["console"]) guest.devices[kConsoleFd] = std::move(console["console"]);
+    if (console["console-slave"]) guest.devices[kConsoleSlaveFd] = std::move(console["console-slave"]);
+    for (size_t i = 0; i < config.nets.size(); ++i) {
+        if (config.nets[i].type != NetType::kTap) continue;
+        // With headers, a QEMU that merely starts would set their size in the tap that another one uses.
+        TRY_ASSIGN(OpenTap tap, open_tap(config.nets[i].tap, 1, TapHeaders::kNone));
+        guest.devices[kFirstNetFd + static_cast<int>(i)] = std::move(tap.queues.front());
+    }
     guest.arguments = guest_arguments(config, machine_type);
     return guest;
 }
@@ -34,15 +61,33 @@ Result<QemuGuest> QemuGuest::create(const VmConfig& config, const std::string& m
 Result<QemuGuest> QemuGuest::from(const QemuProcess& process) {
     QemuGuest guest;
     TRY_ASSIGN(guest.arguments, process.guest_arguments());
-    TRY_ASSIGN(guest.baton_fd, process.open_fd(kBatonFd, O_RDWR));
+    TRY_ASSIGN(guest.baton_fd, process.take_fd(kBatonFd));
     TRY_ASSIGN(handoff::Baton baton, handoff::Baton::map(guest.baton_fd.get()));
     guest.baton = std::make_unique<handoff::Baton>(std::move(baton));
-    TRY_ASSIGN(guest.ram, process.open_fd(kRamFd, O_RDWR));
+    TRY_ASSIGN(guest.ram, process.take_fd(kRamFd));
+    for (const int number : device_numbers(guest.arguments)) {
+        TRY_ASSIGN(guest.devices[number], process.take_fd(number));
+    }
+    // Of a pty alone; a console that is a file has none.
+    if (guest.devices.contains(kConsoleFd))
+        if (auto slave = process.take_fd(kConsoleSlaveFd)) guest.devices[kConsoleSlaveFd] = std::move(*slave);
     return guest;
 }
 
+// QEMU tells the kinds apart by the name of the backend: a terminal is opened for both directions at once.
+nlohmann::json QemuGuest::console_backend() const {
+    const auto found = devices.find(kConsoleFd);
+    struct stat status {};
+    if (found == devices.end() || ::fstat(found->second.get(), &status) < 0) return nullptr;
+    if (S_ISCHR(status.st_mode)) return {{"type", "pipe"}, {"data", {{"device", kConsoleSet}}}};
+    return {{"type", "file"}, {"data", {{"out", kConsoleSet}, {"append", true}}}};
+}
+
 std::vector<ChildFd> QemuGuest::fds() const {
-    return {{ram.get(), kRamFd}, {baton_fd.get(), kBatonFd}};
+    std::vector<ChildFd> all{{ram.get(), kRamFd}, {baton_fd.get(), kBatonFd}};
+    for (const auto& [number, file] : devices)
+        all.push_back({file.get(), number});
+    return all;
 }
 
 Result<std::string> pinned_machine(const VmConfig& config, const Paths& paths) {

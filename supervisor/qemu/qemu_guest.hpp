@@ -2,7 +2,9 @@
 // line. The supervisor holds it; a later one finds it in the QEMU that runs.
 #pragma once
 
+#include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -16,16 +18,22 @@ namespace liveupdate::supervisor::qemu {
 
 struct QemuGuest {
     UniqueFd ram;
+    std::map<int, UniqueFd> devices; // console and taps, by the numbers that each QEMU has them under
     UniqueFd baton_fd;
     // Moved by the supervisor alone, on behalf of the QEMUs, which know nothing of it: a QEMU is let run the
     // guest only once the word names it.
     std::unique_ptr<handoff::Baton> baton;
     std::vector<std::string> arguments;
 
-    // Fresh RAM and a free word.
-    static Result<QemuGuest> create(const VmConfig& config, const std::string& machine_type);
+    // Fresh RAM, a free word, an opened console, attached taps.
+    static Result<QemuGuest> create(
+        const VmConfig& config, const Paths& paths, const std::string& machine_type);
     // From a QEMU that has it; whether that one owns the guest is in the word.
     static Result<QemuGuest> from(const QemuProcess& process);
+
+    // What the character device of the console is to be in the QEMU that has the guest, for `chardev-change`;
+    // null without a console. The others have it closed, so that they take nothing of what is typed.
+    nlohmann::json console_backend() const;
 
     // Borrowed, for each QEMU of the guest.
     std::vector<ChildFd> fds() const;

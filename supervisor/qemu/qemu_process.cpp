@@ -222,9 +222,10 @@ Result<std::vector<std::string>> QemuProcess::guest_arguments() const {
     return std::vector<std::string>(all.begin() + 1, own.base() - 1);
 }
 
-Result<UniqueFd> QemuProcess::open_fd(int number, int flags) const {
-    return fd::open("/proc/" + std::to_string(pid()) + "/fd/" + std::to_string(number), flags)
-        .context("a file of the QEMU with pid " + std::to_string(pid()));
+Result<UniqueFd> QemuProcess::take_fd(int number) const {
+    return fd::pidfd_getfd(pidfd(), number)
+        .context("take descriptor " + std::to_string(number) + " from the QEMU with pid " +
+                 std::to_string(pid()) + " (needs its user, or CAP_SYS_PTRACE)");
 }
 
 } // namespace liveupdate::supervisor::qemu

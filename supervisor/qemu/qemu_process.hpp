@@ -20,6 +20,8 @@ inline constexpr int kRamFd = 10;
 inline constexpr int kBatonFd = 11; // QEMU does not know it: its supervisors do
 inline constexpr int kLifeFd = 12;  // a shared flock(2): see LifeLock
 inline constexpr int kConsoleFd = 13;
+inline constexpr int kConsoleSlaveFd = 14; // so that a pty lives on without its supervisor
+inline constexpr int kFirstNetFd = 20;     // taps, one each
 
 // The folder of a guest's monitors: mode 0700, since who speaks to a monitor owns the guest.
 class MonitorFolder {
@@ -84,7 +86,7 @@ public:
     // What all QEMUs of this guest are started with, from its own command line.
     Result<std::vector<std::string>> guest_arguments() const;
     // A descriptor that it was given by that number.
-    Result<UniqueFd> open_fd(int number, int flags) const;
+    Result<UniqueFd> take_fd(int number) const;
 
 private:
     Result<void> connect(const std::string& socket, Deadline deadline, int cancel_fd);

@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include "supervisor/qemu/command_line.hpp"
 #include "supervisor/qemu/compare.hpp"
 #include "supervisor/qemu/run_state.hpp"
 
@@ -109,7 +110,8 @@ Result<void> QemuUpdate::prepare() {
 // From here on nothing is cancelled.
 Result<void> QemuUpdate::switch_over() {
     log_.enter(Phase::kPausing);
-    at_.source.monitor().events().clear();
+    // What an earlier update has left; an end of the guest is news.
+    std::erase_if(at_.source.monitor().events(), [](const QmpEvent& e) { return e.name != "SHUTDOWN"; });
     if (!at_.guest.baton->offer(at_.source.participant(), destination_.participant()))
         return Error(ErrorCode::kInternal, "the source does not hold the guest");
     offered_ = true;
@@ -147,7 +149,7 @@ Result<bool> QemuUpdate::note_events(QemuProcess& qemu, bool& completed) {
         const std::string status = word_in(event.data, "status");
         if (event.name == "STOP" && &qemu == &at_.source) stopped_us_ = event.unix_us;
         if (event.name == "RESUME" && &qemu == &destination_) resumed_us_ = event.unix_us;
-        if (event.name == "SHUTDOWN")
+        if (event.name == "SHUTDOWN") // which stays, for whoever listens after the update
             return Error(ErrorCode::kRefused, "the guest ended while it was being updated");
         if (event.name != "MIGRATION") continue;
         if (status == "completed") completed = true;
@@ -163,7 +165,13 @@ Result<void> QemuUpdate::commit() {
     if (!at_.guest.baton->take(destination_.participant()))
         return Error(ErrorCode::kInternal, "the guest is not on offer to the destination");
     TRY(reach(Phase::kCommitting));
-    const auto answer = destination_.execute("cont", nullptr, Deadline::after(kAnswerTime));
+    // Sent together: the guest stands still. A console that is not connected is no reason to hold it up.
+    const Deadline deadline = Deadline::after(kAnswerTime);
+    const json backend = at_.guest.console_backend();
+    if (!backend.is_null())
+        static_cast<void>(destination_.monitor().send(
+            "chardev-change", {{"id", kConsoleId}, {"backend", backend}}, deadline));
+    const auto answer = destination_.execute("cont", nullptr, deadline);
     // QEMU sends the event before any vCPU runs. Where neither came, its end makes sure that nothing runs.
     bool ignored = true;
     static_cast<void>(note_events(destination_, ignored));

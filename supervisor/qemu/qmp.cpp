@@ -110,9 +110,9 @@ Result<void> QmpChannel::take_arrived() {
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno == EAGAIN) return {};
         if (n <= 0) return Error(ErrorCode::kPeerGone, "QEMU has closed its monitor");
+        size_t begin = 0, seen = received_.size();
         received_.append(bytes, static_cast<size_t>(n));
-        size_t begin = 0;
-        for (size_t end; (end = received_.find('\n', begin)) != std::string::npos; begin = end + 1)
+        for (size_t end; (end = received_.find('\n', seen)) != std::string::npos; begin = seen = end + 1)
             TRY(take_line(std::string_view(received_).substr(begin, end - begin)));
         received_.erase(0, begin);
         if (received_.size() > kLongestMessage)

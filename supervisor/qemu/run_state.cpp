@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include "supervisor/qemu/command_line.hpp"
+
 namespace liveupdate::supervisor::qemu {
 namespace {
 
@@ -53,6 +55,12 @@ Result<void> make_run(QemuProcess& qemu, Deadline deadline) {
     TRY_ASSIGN(const RunState state, run_state(qemu, deadline));
     if (state.running) return {};
     return Error(ErrorCode::kRefused, "QEMU does not run the guest: it is " + state.status);
+}
+
+Result<void> attach_console(QemuProcess& qemu, const nlohmann::json& backend, Deadline deadline) {
+    if (backend.is_null()) return {};
+    TRY(qemu.execute("chardev-change", {{"id", kConsoleId}, {"backend", backend}}, deadline));
+    return {};
 }
 
 } // namespace liveupdate::supervisor::qemu

@@ -21,4 +21,7 @@ Result<std::string> migration_status(QemuProcess& qemu, Deadline deadline);
 // to run it. kRefused: QEMU does not let it.
 Result<void> make_run(QemuProcess& qemu, Deadline deadline);
 
+// Connects the guest's console to `backend`; null: it has none.
+Result<void> attach_console(QemuProcess& qemu, const nlohmann::json& backend, Deadline deadline);
+
 } // namespace liveupdate::supervisor::qemu

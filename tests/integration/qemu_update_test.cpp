@@ -1,14 +1,16 @@
 // QEMU guests as VMs of liveupdate: updates there and back between two QEMU binaries, refusals, and kill -9
 // of everybody in every phase.
 #include <signal.h>
+#include <sys/socket.h>
 
 #include <filesystem>
 #include <fstream>
 
+#include "handoff/base/fd.hpp"
 #include "handoff/phase.hpp"
+#include "supervisor/qemu/qmp.hpp"
 #include "tests/integration/checks.hpp"
-#include "tests/support/qemu_vm.hpp"
-#include "tests/support/temporary_folder.hpp"
+#include "tests/support/other_qemu.hpp"
 
 namespace liveupdate::tests {
 namespace {
@@ -19,7 +21,7 @@ using supervisor::Outcome;
 using ::tests::guests::read_field;
 namespace fs = std::filesystem;
 
-constexpr const char* kQemu = "/usr/bin/qemu-system-x86_64";
+constexpr const char* kQemu = kQemuPath;
 
 #define NEEDS_QEMU()                                                                                         \
     NEEDS_KVM();                                                                                             \
@@ -27,32 +29,6 @@ constexpr const char* kQemu = "/usr/bin/qemu-system-x86_64";
         std::printf("SKIPPED: there is no %s\n", kQemu);                                                     \
         return;                                                                                              \
     }
-
-// QEMU as another release of it: elsewhere, with a build-id of its own, and the same firmware files, which it
-// looks for beside itself.
-class OtherQemu {
-public:
-    OtherQemu() {
-        fs::create_directories(folder_.at("bin"));
-        fs::create_directory_symlink("/usr/share", folder_.at("share"));
-        fs::create_directory_symlink("/usr/lib", folder_.at("lib"));
-        fs::copy_file(kQemu, path());
-        change_build_id();
-    }
-    std::string path() const { return folder_.at("bin/qemu-system-x86_64"); }
-
-private:
-    void change_build_id() const {
-        std::fstream file(path(), std::ios::in | std::ios::out | std::ios::binary);
-        std::string head(1 << 16, '\0');
-        file.read(head.data(), static_cast<std::streamsize>(head.size()));
-        const size_t note = head.find(std::string("\x03\0\0\0GNU\0", 8)); // NT_GNU_BUILD_ID
-        REQUIRE(note != std::string::npos);
-        file.seekp(static_cast<std::streamoff>(note + 8));
-        file.put(static_cast<char>(~head[note + 8]));
-    }
-    TemporaryFolder folder_;
-};
 
 LiveVmOptions qemu_guest() {
     LiveVmOptions options;
@@ -140,6 +116,48 @@ TEST_CASE("a binary that is no QEMU is refused with its last words") {
     CHECK_MESSAGE(record->reason.find("last words") != std::string::npos, record->reason);
     CHECK(vm->vmm_pid() == before);
     check_runs(*vm);
+}
+
+void check_refused(LiveVm& vm, const std::string& binary, const std::string& words) {
+    const pid_t before = vm.vmm_pid();
+    const auto record = vm.update(binary);
+    REQUIRE_MESSAGE(record, record.error().message);
+    CHECK(record->outcome == Outcome::kRefused);
+    CHECK_MESSAGE(record->reason.find(words) != std::string::npos, record->reason);
+    CHECK_FALSE(record->blackout_us.has_value());
+    CHECK(vm.vmm_pid() == before);
+    check_runs(vm);
+}
+
+TEST_CASE("a QEMU without the guest's machine type, or without one of its devices, is refused in its words") {
+    NEEDS_QEMU();
+    const auto vm = started(qemu_guest());
+    std::ifstream file(vm->directory() + "/state/vm/qemu-machine.json");
+    const OtherQemu without_machine, without_device;
+    without_machine.forget(nlohmann::json::parse(file)["pinned"]);
+    check_refused(*vm, without_machine.path(), "unsupported machine type");
+    without_device.forget("virtio-rng-pci");
+    check_refused(*vm, without_device.path(), "'virtio-rng-pci' is not a valid device model name");
+}
+
+TEST_CASE("a guest that has got a device since it started is refused before it is touched") {
+    NEEDS_QEMU();
+    auto options = qemu_guest();
+    const TemporaryFolder folder;
+    const std::string monitor = folder.at("monitor");
+    options.qemu_toml +=
+        "extra_args = [\"-device\", \"pcie-root-port,id=root1\", \"-qmp\", \"unix:" + monitor +
+        ",server=on,wait=off\"]\n";
+    const auto vm = started(options);
+    auto socket = fd::unix_connect(monitor, SOCK_STREAM);
+    REQUIRE(socket.has_value());
+    const Deadline deadline = Deadline::after(std::chrono::seconds(20));
+    auto channel = supervisor::qemu::QmpChannel::open(std::move(*socket), deadline);
+    REQUIRE(channel.has_value());
+    const auto added = channel->execute(
+        "device_add", {{"driver", "virtio-rng-pci"}, {"id", "late"}, {"bus", "root1"}}, deadline);
+    REQUIRE_MESSAGE(added, added.error().message);
+    check_refused(*vm, kQemu, "the destination has no /machine/peripheral/late");
 }
 
 TEST_CASE("a machine type is pinned by the first start, and kept") {

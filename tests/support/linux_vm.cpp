@@ -107,12 +107,28 @@ const std::string LinuxVm::disk_path(unsigned number) const {
     return folder_.at("disk" + std::to_string(number) + ".img");
 }
 
+std::string LinuxVm::image_path(unsigned number) const {
+    return options_.qemu_toml.empty() ? disk_path(number) : disk_path(number) + ".qcow2";
+}
+
+std::string LinuxVm::check_image(unsigned number) const {
+    const auto checked = run_command({"qemu-img", "check", "-q", image_path(number)});
+    if (checked.status != 0) return checked.out + checked.err;
+    const auto made = run_command(
+        {"qemu-img", "convert", "-f", "qcow2", "-O", "raw", image_path(number), disk_path(number)});
+    return made.status == 0 ? "" : made.out + made.err;
+}
+
 Result<void> LinuxVm::make_disks() {
     for (unsigned i = 0; i < options_.disks + options_.file_systems; ++i) {
         TRY_ASSIGN(const UniqueFd file, fd::open(disk_path(i), O_RDWR | O_CREAT, 0600));
         if (::ftruncate(file.get(), off_t{options_.disk_mib} << 20) != 0)
             return Error::from_errno("ftruncate");
         if (i >= options_.disks) TRY(make_file_system(disk_path(i)));
+        if (options_.qemu_toml.empty()) continue;
+        const auto made =
+            run_command({"qemu-img", "convert", "-f", "raw", "-O", "qcow2", disk_path(i), image_path(i)});
+        if (made.status != 0) return Error(ErrorCode::kSystem, "qemu-img convert: " + made.err);
     }
     return {};
 }
@@ -146,27 +162,34 @@ Result<void> LinuxVm::start_vm() {
     live.vcpus = options_.vcpus;
     live.memory_mib = options_.memory_mib;
     live.witness = false;
-    live.console_toml = "type = \"socket\"\n";
+    live.vmm = options_.vmm;
+    live.qemu_toml = options_.qemu_toml;
+    live.console_toml = options_.qemu_toml.empty() ? "type = \"socket\"\n" : "type = \"pty\"\n";
     live.update_toml = options_.update_toml;
     live.cmdline = "console=ttyS0 panic=-1 reboot=k" + std::string(hardware_kvm() ? "" : kSoftwareKvm) + " " +
                    from_environment("LIVEUPDATE_TEST_LINUX_CMDLINE", "") + work_words(options_);
     for (unsigned i = 0; i < options_.disks + options_.file_systems; ++i)
-        live.extra_toml += "[[disk]]\npath = \"" + disk_path(i) + "\"\n" + options_.disk_toml;
+        live.extra_toml += "[[disk]]\npath = \"" + image_path(i) + "\"\n" + options_.disk_toml;
     if (net_) live.extra_toml += std::string("[[net]]\ntap = \"") + kTap + "\"\n";
     TRY_ASSIGN(vm_, LiveVm::start(std::move(live)));
     return {};
 }
 
 Result<void> LinuxVm::follow_console() {
-    TRY_ASSIGN(console_socket_, fd::unix_connect(vm_->runtime_directory() + "/console.sock", SOCK_STREAM));
+    const std::string console = vm_->runtime_directory() + "/console";
+    if (options_.qemu_toml.empty()) {
+        TRY_ASSIGN(console_socket_, fd::unix_connect(console + ".sock", SOCK_STREAM));
+    } else {
+        TRY_ASSIGN(console_socket_, fd::open(console, O_RDWR | O_NOCTTY));
+    }
     follower_ = std::jthread([this](const std::stop_token& stop) {
         char bytes[4096];
         while (!stop.stop_requested()) {
             pollfd poll{console_socket_.get(), POLLIN, 0};
             if (::poll(&poll, 1, 100) <= 0) continue;
-            const ssize_t n = ::recv(console_socket_.get(), bytes, sizeof(bytes), MSG_DONTWAIT);
+            const ssize_t n = ::read(console_socket_.get(), bytes, sizeof(bytes));
             const std::lock_guard lock(mutex_);
-            if (n == 0) {
+            if (n <= 0) {
                 console_ += kClosed;
                 return;
             }
@@ -225,7 +248,9 @@ bool LinuxVm::await(const std::string& word, std::chrono::seconds limit) const {
 
 void LinuxVm::type(const std::string& line) {
     const std::string bytes = line + "\n";
-    static_cast<void>(::send(console_socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL));
+    ssize_t done = ::send(console_socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+    if (done < 0 && errno == ENOTSOCK) done = ::write(console_socket_.get(), bytes.data(), bytes.size());
+    if (done < 0) std::fprintf(stderr, "LinuxVm: the console does not take '%s'\n", line.c_str());
 }
 
 void LinuxVm::say_to_peer(const std::string& line) {

@@ -38,6 +38,8 @@ struct LinuxVmOptions {
     std::string work = "lu.clock=1"; // beside the words for disks and network, which are added
     std::string disk_toml;           // in each [[disk]]
     std::string update_toml = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
+    std::string qemu_toml; // not empty: in QEMU, with this [qemu] section, and qcow2 images of the disks
+    std::string vmm;       // path of the first binary; empty: liveupdate-vmm
 };
 
 // "name=value" words of a line that begins with `LU result …` or `peer …`.
@@ -75,9 +77,13 @@ public:
     std::string check_file_system(unsigned number) const;
     Result<TapCounters> counters() const { return net_->counters(); }
     const std::string disk_path(unsigned number) const;
+    // After finish(): qemu-img's words about the image of disk `number`, empty when it is clean. Makes the
+    // raw disk of it, which check_disk() and check_file_system() read.
+    std::string check_image(unsigned number) const;
 
 private:
     explicit LinuxVm(LinuxVmOptions options) : options_(std::move(options)) {}
+    std::string image_path(unsigned number) const;
     Result<void> make_disks();
     Result<void> start_peer();
     Result<void> start_vm();

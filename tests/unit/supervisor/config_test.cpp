@@ -330,3 +330,77 @@ readonly = true
         {"'path' is missing in [[disk]]", "more than 20 bytes", "'queues'", "'read_only'"})
         CHECK_MESSAGE(config.error().message.find(word) != std::string::npos, config.error().message);
 }
+
+namespace {
+
+const std::string kQemu = "[vmm]\ndriver = \"qemu\"\n[[memory]]\nsize = \"512M\"\n";
+
+} // namespace
+
+TEST_CASE("the least file of a QEMU guest has every default") {
+    const VmConfig config = good(kQemu);
+    CHECK(config.driver == DriverKind::kQemu);
+    CHECK(config.vmm_binary == kDefaultQemuBinary);
+    CHECK(config.qemu.machine == "q35");
+    CHECK(config.qemu.cpu == "host");
+    CHECK(config.qemu.accel == "kvm");
+    CHECK(config.qemu.extra_args.empty());
+    CHECK(config.kernel.empty()); // it starts from its disk
+    CHECK(good(kLeast).driver == DriverKind::kNative);
+}
+
+TEST_CASE("a full file of a QEMU guest is read whole") {
+    const VmConfig config = good(kQemu + R"([qemu]
+machine = "q35,smm=off"
+cpu = "EPYC"
+accel = "tcg"
+extra_args = ["-device", "pvpanic"]
+[[disk]]
+path = "a.qcow2"
+format = "qcow2"
+[[net]]
+type = "user"
+[[net]]
+tap = "tap0"
+)");
+    CHECK(config.qemu.machine == "q35,smm=off");
+    CHECK(config.qemu.cpu == "EPYC");
+    CHECK(config.qemu.accel == "tcg");
+    CHECK(config.qemu.extra_args == std::vector<std::string>{"-device", "pvpanic"});
+    CHECK(config.disks.at(0).format == DiskFormat::kQcow2);
+    CHECK(config.nets.at(0).type == NetType::kUser);
+    CHECK(config.nets.at(1).type == NetType::kTap);
+}
+
+TEST_CASE("what one kind of VMM has and the other has not is complained of") {
+    CHECK(errors_of(kQemu + "[machine]\ncpu_template = \"x\"\n") ==
+          "6:16: 'cpu_template' in [machine] is not for driver 'qemu'; leave it out");
+    CHECK(errors_of(kQemu + "[update]\nrehearse = \"never\"\n") ==
+          "6:12: 'rehearse' in [update] is not for driver 'qemu'; leave it out");
+    CHECK(errors_of(kQemu + "[debug]\nwitness = true\n") ==
+          "6:11: 'witness' in [debug] is not for driver 'qemu'; leave it out");
+    CHECK(errors_of(kQemu + "[[memory]]\nsize = \"16M\"\n") ==
+          "3:1: more than one [[memory]] block; driver 'qemu' takes one");
+    CHECK(errors_of(kQemu + "[console]\ntype = \"socket\"\n") ==
+          "6:8: 'type' in [console] is 'socket', which driver 'qemu' has not; write 'pty'");
+    CHECK(errors_of(kQemu + "[[net]]\ntap = \"t\"\nqueues = 2\n") ==
+          "7:10: 'queues' in [[net]] is 2; write an integer from 1 to 1");
+    CHECK(error_with("[qemu]\ncpu = \"host\"\n") ==
+          "6:7: 'cpu' in [qemu] is not for driver 'native'; leave it out");
+    CHECK(error_with("[[disk]]\npath = \"d\"\nformat = \"qcow2\"\n") ==
+          "7:10: 'format' in [[disk]] is not for driver 'native'; leave it out");
+    CHECK(error_with("[[net]]\ntype = \"user\"\ntap = \"t\"\n") ==
+          "6:8: 'type' in [[net]] is not for driver 'native'; leave it out");
+}
+
+TEST_CASE("the [qemu] section is checked") {
+    CHECK(errors_of(kQemu + "[qemu]\nmachine = \",smm=off\"\n") ==
+          "6:11: 'machine' in [qemu] is ',smm=off'; write a machine type first, for example \"q35\"");
+    CHECK(errors_of(kQemu + "[qemu]\nmachine = \"q35,memory-backend=x\"\n") ==
+          "6:11: 'machine' in [qemu] names a memory-backend; RAM is what [[memory]] says");
+    CHECK(errors_of(kQemu + "[qemu]\naccel = \"xen\"\n") ==
+          "6:9: 'accel' in [qemu] is 'xen'; write 'kvm' or 'tcg'");
+    CHECK(errors_of(kQemu + "[qemu]\nextra_args = \"-snapshot\"\n") ==
+          "6:14: 'extra_args' in [qemu] is a string; write an array of strings");
+    CHECK(errors_of(kQemu + "[qemu]\nextra_args = [5]\n").find("strings in it only") != std::string::npos);
+}

@@ -61,7 +61,7 @@ private:
 };
 
 std::string error_of(const std::string& name, unsigned queues) {
-    const auto tap = open_tap(name, queues);
+    const auto tap = open_tap(name, queues, TapHeaders::kVirtio);
     return tap ? "opened" : tap.error().message;
 }
 
@@ -70,7 +70,7 @@ std::string error_of(const std::string& name, unsigned queues) {
 TEST_CASE("a tap is opened with headers, without waiting, and with the host's MTU") {
     const OwnNetwork network;
     if (!network) return;
-    const auto tap = open_tap("one", 1);
+    const auto tap = open_tap("one", 1, TapHeaders::kVirtio);
     REQUIRE_MESSAGE(tap, (tap ? "" : tap.error().message));
     REQUIRE(tap->queues.size() == 1);
     const int queue = tap->queues[0].get();
@@ -95,9 +95,9 @@ TEST_CASE("what is in the way of a tap is told in a sentence, with what to do") 
     CHECK(error_of("lo", 1) == "lo is no tap device for 1 queue; make it with `ip tuntap add lo mode tap`");
     CHECK(error_of("one", 2) ==
           "one is no tap device for 2 queues; make it with `ip tuntap add one mode tap multi_queue`");
-    const auto first = open_tap("one", 1);
+    const auto first = open_tap("one", 1, TapHeaders::kVirtio);
     REQUIRE(first);
-    const auto second = open_tap("one", 1);
+    const auto second = open_tap("one", 1, TapHeaders::kVirtio);
     REQUIRE_FALSE(second);
     CHECK(second.error().code == ErrorCode::kBusy);
     CHECK(second.error().message ==
@@ -110,7 +110,7 @@ TEST_CASE("a tap with several queues has one owner too") {
     REQUIRE(OwnNetwork::make_tap("many", IFF_MULTI_QUEUE));
     OwnNetwork::bring_up("many");
     {
-        const auto tap = open_tap("many", 3);
+        const auto tap = open_tap("many", 3, TapHeaders::kVirtio);
         REQUIRE_MESSAGE(tap, (tap ? "" : tap.error().message));
         CHECK(tap->queues.size() == 3);
         CHECK(error_of("many", 2).find("in use by another program") != std::string::npos);
