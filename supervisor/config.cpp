@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "handoff/base/fd.hpp"
+#include "handoff/channel.hpp"
 #include "supervisor/config_reader.hpp"
 #include "supervisor/paths.hpp"
 #include "supervisor/units.hpp"
@@ -24,8 +25,14 @@ constexpr size_t kMostDisks = 8;
 constexpr unsigned kMostDiskQueues = 16;
 constexpr size_t kLongestSerial = 20; // VIRTIO_BLK_ID_BYTES
 constexpr size_t kMostCards = 8;
-constexpr unsigned kMostQueues = 16;  // of all cards: each is a descriptor in every message that has them
+constexpr unsigned kMostQueues = 16; // of all cards: each is a descriptor in every message that has them
+// Beside those: firmware, witness page, baton, /dev/kvm, two of the console, the transfer area and the
+// source's pidfd.
+constexpr size_t kOtherDescriptors = 8;
+static_assert(kMostBlocks + kMostDisks + kMostQueues + kOtherDescriptors <= handoff::Channel::kMaxFds,
+    "the largest VM must be given to a destination in one message");
 constexpr size_t kLongestDevice = 15; // Linux: IFNAMSIZ with its NUL
+constexpr size_t kMostDevices = 14;   // interrupts that the VMM has for virtio devices
 constexpr size_t kLongestFile = size_t{1} << 20;
 
 constexpr std::array<std::string_view, 3> kBackings = {"memfd", "tmpfs", "hugetlbfs"};
@@ -253,6 +260,19 @@ void read_console(Section console, const std::string& folder, VmConfig& config) 
     console.finish();
 }
 
+// Native guests only: QEMU's machine types have places of their own.
+void check_devices(Section& top, const VmConfig& config) {
+    const size_t console = config.console_device == ConsoleDevice::kVirtio ? 1 : 0;
+    const size_t rng = config.rng ? 1 : 0;
+    const size_t count = config.disks.size() + config.nets.size() + console + rng;
+    if (is_qemu(config) || count <= kMostDevices) return;
+    top.complain(config.nets.empty() ? "disk" : "net",
+        std::to_string(config.disks.size()) + " [[disk]]s, " + std::to_string(config.nets.size()) +
+            " [[net]]s" + (rng != 0 ? ", the source of entropy ('rng')" : "") +
+            (console != 0 ? ", the virtio console" : "") + " are " + std::to_string(count) +
+            " devices; a guest has at most " + std::to_string(kMostDevices) + ", so leave some out");
+}
+
 void read_update(Section update, VmConfig& config) {
     if (is_qemu(config))
         update.not_for("qemu", {"rehearse", "populate"});
@@ -339,6 +359,7 @@ Result<VmConfig> parse_vm_config(std::string_view toml, const std::string& path)
     read_disks(top, complaints, folder, config);
     read_nets(top, complaints, config);
     read_console(Section(complaints, "[console]", top.table("console")), folder, config);
+    check_devices(top, config);
     read_update(Section(complaints, "[update]", top.table("update")), config);
     read_policy(Section(complaints, "[policy]", top.table("policy")), config);
     read_debug(Section(complaints, "[debug]", top.table("debug")), config);

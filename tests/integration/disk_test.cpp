@@ -7,10 +7,13 @@
 
 #include <array>
 #include <filesystem>
+#include <memory>
+#include <optional>
 #include <vector>
 
 #include "handoff/base/fd.hpp"
 #include "tests/integration/checks.hpp"
+#include "tests/support/net_namespace.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 namespace liveupdate::tests {
@@ -180,6 +183,42 @@ TEST_CASE("a source that is killed leaves its requests to the destination") {
         REQUIRE_MESSAGE(record->outcome == supervisor::Outcome::kCompleted, record->reason);
     }
     check_content(*vm, slow.path());
+}
+
+// What a VM file allows at most, in one message with everything else of the VM.
+TEST_CASE("a VM with as many RAM blocks, disks and queues of taps as there may be is updated") {
+    NEEDS_KVM();
+    constexpr unsigned kCards = 2, kQueues = 8, kDisks = 8, kBlocks = 30;
+    TemporaryFolder folder;
+    LiveVmOptions options = with_disk(fresh_disk(folder));
+    for (unsigned i = 1; i < kBlocks; ++i) // one is there
+        options.extra_toml += "[[memory]]\nsize = \"2M\"\n";
+    for (unsigned i = 1; i < kDisks; ++i) {
+        const std::string path = folder.at("more" + std::to_string(i) + ".img");
+        const auto file = fd::open(path, O_RDWR | O_CREAT, 0600);
+        REQUIRE(file);
+        REQUIRE(::ftruncate(file->get(), 1 << 20) == 0);
+        options.extra_toml += "[[disk]]\npath = \"" + path + "\"\n";
+    }
+    std::unique_ptr<NetNamespace> network;
+    std::optional<NetNamespace::Stay> stay;
+    if (const std::string why = NetNamespace::why_none(); !why.empty()) {
+        std::printf("SKIPPED: the queues of taps: %s\n", why.c_str());
+    } else {
+        std::vector<std::string> taps;
+        for (unsigned i = 0; i < kCards; ++i) {
+            taps.push_back("tap" + std::to_string(i));
+            options.extra_toml +=
+                "[[net]]\ntap = \"" + taps.back() + "\"\nqueues = " + std::to_string(kQueues) + "\n";
+        }
+        auto made = NetNamespace::make_multi_queue(taps);
+        REQUIRE_MESSAGE(made, made.error().message);
+        network = std::move(*made);
+        stay.emplace(*network);
+    }
+    const auto vm = started(options);
+    update_in_turn(*vm, 0, 2);
+    check_content(*vm, folder.at("disk.img"));
 }
 
 TEST_CASE("a disk that another VM has is refused in words") {

@@ -277,6 +277,7 @@ bool LinuxVm::finish() {
     type("stop");
     if (!await("summary", kClosingTime)) return false;
     end_peer(); // it hears the end of the guest's stream, and the guest still answers pings
+    if (net_) counters_ = net_->counters();
     type("poweroff");
     return vm_->await_supervisor_end() == 0;
 }

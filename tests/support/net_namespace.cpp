@@ -40,9 +40,8 @@ std::string NetNamespace::why_none() {
     return made ? std::string() : "no network namespace with a tap: " + made.error().message;
 }
 
-Result<std::unique_ptr<NetNamespace>> NetNamespace::make(const std::string& tap, const std::string& address) {
+Result<std::unique_ptr<NetNamespace>> NetNamespace::make_empty() {
     std::unique_ptr<NetNamespace> made(new NetNamespace);
-    made->tap_ = tap;
     TRY_ASSIGN(const UniqueFd home, fd::open(kOwn, O_RDONLY));
     if (::unshare(CLONE_NEWNET) != 0) return Error::from_errno("unshare(CLONE_NEWNET)");
     auto own = fd::open(kOwn, O_RDONLY);
@@ -50,9 +49,26 @@ Result<std::unique_ptr<NetNamespace>> NetNamespace::make(const std::string& tap,
     TRY_ASSIGN(made->fd_, std::move(own));
     const Stay stay(*made);
     TRY(run({"ip", "link", "set", "lo", "up"}));
+    return made;
+}
+
+Result<std::unique_ptr<NetNamespace>> NetNamespace::make(const std::string& tap, const std::string& address) {
+    TRY_ASSIGN(std::unique_ptr<NetNamespace> made, make_empty());
+    made->tap_ = tap;
+    const Stay stay(*made);
     TRY(run({"ip", "tuntap", "add", "dev", tap, "mode", "tap"}));
     TRY(run({"ip", "address", "add", address, "dev", tap}));
     TRY(run({"ip", "link", "set", tap, "up"}));
+    return made;
+}
+
+Result<std::unique_ptr<NetNamespace>> NetNamespace::make_multi_queue(const std::vector<std::string>& taps) {
+    TRY_ASSIGN(std::unique_ptr<NetNamespace> made, make_empty());
+    const Stay stay(*made);
+    for (const std::string& tap : taps) {
+        TRY(run({"ip", "tuntap", "add", "dev", tap, "mode", "tap", "multi_queue"}));
+        TRY(run({"ip", "link", "set", tap, "up"}));
+    }
     return made;
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "handoff/base/result.hpp"
 #include "handoff/base/unique_fd.hpp"
@@ -25,6 +26,9 @@ public:
     // The tap `name` is up and has `address`, such as "10.77.0.1/24".
     static Result<std::unique_ptr<NetNamespace>> make(const std::string& tap, const std::string& address);
 
+    // Taps of several queues, up and without an address.
+    static Result<std::unique_ptr<NetNamespace>> make_multi_queue(const std::vector<std::string>& taps);
+
     // Puts the calling thread, and what it starts, into the namespace as long as this lives.
     class Stay {
     public:
@@ -41,6 +45,7 @@ public:
 
 private:
     NetNamespace() = default;
+    static Result<std::unique_ptr<NetNamespace>> make_empty();
     UniqueFd fd_;
     std::string tap_;
 };

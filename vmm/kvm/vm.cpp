@@ -1,6 +1,7 @@
 #include "vmm/kvm/vm.hpp"
 
 #include <algorithm>
+#include <cerrno>
 #include <vector>
 
 namespace liveupdate::vmm {
@@ -20,10 +21,19 @@ kvm_irq_routing_entry route(uint32_t gsi, uint32_t chip, uint32_t pin) {
     return entry;
 }
 
+// A VM is an MMU notifier of the process, which the kernel does not install while it has a signal to deliver,
+// be it one that the process never sees (mm_take_all_locks).
+Result<int> create_vm(const KvmSystem& system) {
+    for (;;) {
+        auto made = kvm_ioctl(system.fd(), KVM_CREATE_VM, 0ul, "KVM_CREATE_VM");
+        if (made || made.error().system_errno != EINTR) return made;
+    }
+}
+
 } // namespace
 
 Result<Vm> Vm::create(const KvmSystem& system) {
-    TRY_ASSIGN(const int raw, kvm_ioctl(system.fd(), KVM_CREATE_VM, 0ul, "KVM_CREATE_VM"));
+    TRY_ASSIGN(const int raw, create_vm(system));
     Vm vm{UniqueFd(raw)};
     uint64_t identity = kIdentityMapAddress;
     if (system.extension(KVM_CAP_SET_IDENTITY_MAP_ADDR) > 0)

@@ -228,6 +228,23 @@ TEST_CASE("network cards are checked") {
     CHECK(error_with(many) == "5:1: more than 8 [[net]]; a guest has no more");
 }
 
+TEST_CASE("disks, cards, entropy and console together are no more than a guest's places") {
+    std::string most;
+    for (int i = 0; i < 8; ++i)
+        most += "[[disk]]\npath = \"/d" + std::to_string(i) + "\"\n";
+    for (int i = 0; i < 5; ++i)
+        most += "[[net]]\ntap = \"t" + std::to_string(i) + "\"\n";
+    CHECK(good(kLeast + most).nets.size() == 5);
+    good("[vmm]\ndriver = \"qemu\"\n" + kLeast + most +
+         "[[net]]\ntap = \"t5\"\n"); // whose machines have places of their own
+    CHECK(error_with(most + "[console]\ndevice = \"virtio\"\n") ==
+          "21:1: 8 [[disk]]s, 5 [[net]]s, the source of entropy ('rng'), the virtio console are 15 devices; "
+          "a guest has at most 14, so leave some out");
+    CHECK(error_with(most + "[[net]]\ntap = \"t5\"\n") ==
+          "21:1: 8 [[disk]]s, 6 [[net]]s, the source of entropy ('rng') are 15 devices; a guest has at most "
+          "14, so leave some out");
+}
+
 TEST_CASE("a card's address follows from the VM's name, and never changes") {
     CHECK(to_string(default_mac("web1", 0)) == "4a:f4:ef:4e:9d:a6");
     CHECK(to_string(default_mac("web1", 1)) == "32:58:39:fb:eb:8b");
