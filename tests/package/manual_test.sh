@@ -62,7 +62,7 @@ same "options of liveupdated" "$("$build/bin/liveupdated" --help | options)" "$(
 
 # The readers ask for each key by name: Section::string("key", ...) and its sisters.
 keys() {
-    grep -ohE '\b(string|path|size|integer|choice|boolean|duration)\("[a-z_]+"' "$@" | sed 's/.*"\(.*\)"/\1/'
+    grep -ohE '\b(string|strings|path|size|integer|choice|boolean|duration)\("[a-z_]+"' "$@" | sed 's/.*"\(.*\)"/\1/'
 }
 tables() { grep -ohE '\btop\.tables?\("[a-z_]+"' "$@" | sed 's/.*"\(.*\)"/\1/'; }
 told_tables() { sed -n 's/^\.Ss The tables\{0,1\} \[*\([a-z]*\)\]*$/\1/p' "$1"; }
