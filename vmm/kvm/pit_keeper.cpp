@@ -16,6 +16,7 @@ constexpr __u8 kStoppedMode = 5;
 // What KVM shows for a channel that nobody has programmed yet.
 constexpr __u8 kUnprogrammedMode = 0xff;
 constexpr uint32_t kTimerGsi = 0;
+constexpr uint64_t kMostTicks = uint64_t{1} << 60; // no guest lives for so long
 
 // What a guest that does not mask the line may be behind, if only it had no CPU: more is taken for a mistake.
 constexpr uint64_t kPatienceNs = 10'000'000'000;
@@ -75,6 +76,8 @@ Result<void> PitKeeper::check(const state::Pit& in) {
     for (const state::PitChannel& c : in.channel())
         if (c.count() > 0x10000 || (c.mode() > 5 && c.mode() != kUnprogrammedMode))
             return Error(ErrorCode::kRefused, "state section 'vm': a PIT channel is out of range");
+    if (in.ticks_delivered() > kMostTicks || in.in_flight() > 1)
+        return Error(ErrorCode::kRefused, "state section 'vm': the PIT's count of ticks is out of range");
     return {};
 }
 
@@ -159,7 +162,10 @@ Result<void> PitKeeper::freeze(const Vm& vm, state::Pit& out) {
     TRY(vm.set_pit(stopped)); // the tick that is due right now has been raised when this returns
     const uint64_t now = monotonic_ns();
     count_acks();
-    if (!acks_ || masked_for_long(vm, now) || !plausible(now)) forget(owed(now) - (acks_ ? 1 : 0), now);
+    if (!acks_)
+        forget(owed(now), now);
+    else if (owed(now) > 1 && (!plausible(now) || masked_for_long(vm, now)))
+        forget(owed(now) - 1, now);
     const bool one_in_flight = acks_ && owed(now) > 0 && in_flight(now) > 0;
     out.clear_channel();
     for (const auto& channel : pit.channels)

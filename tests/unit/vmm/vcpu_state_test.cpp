@@ -238,6 +238,30 @@ TEST_CASE("random bytes as a vCPU's state never crash and never half-load") {
     CHECK(one->vcpu->load_registers(good));
 }
 
+TEST_CASE("a PIT that cannot be is refused") {
+    state::Pit pit;
+    for (int i = 0; i < 3; ++i)
+        pit.add_channel()->set_mode(2);
+    pit.set_ticks_delivered(7);
+    pit.set_in_flight(1);
+    REQUIRE(PitKeeper::check(pit));
+    pit.set_in_flight(2);
+    CHECK_FALSE(PitKeeper::check(pit));
+    pit.set_in_flight(0);
+    pit.set_ticks_delivered(UINT64_MAX);
+    CHECK_FALSE(PitKeeper::check(pit));
+    pit.set_ticks_delivered(7);
+    pit.mutable_channel(0)->set_mode(6);
+    CHECK_FALSE(PitKeeper::check(pit));
+    pit.mutable_channel(0)->set_mode(2);
+    pit.mutable_channel(0)->set_count(0x10001);
+    CHECK_FALSE(PitKeeper::check(pit));
+    pit.mutable_channel(0)->set_count(1193);
+    REQUIRE(PitKeeper::check(pit));
+    pit.mutable_channel()->RemoveLast();
+    CHECK_FALSE(PitKeeper::check(pit));
+}
+
 TEST_CASE("the interrupt controllers and the PIT come out of another VM as they went in") {
     auto from = OneVcpu::make(), to = OneVcpu::make();
     if (!from || !to) return;
