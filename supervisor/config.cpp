@@ -91,6 +91,11 @@ void read_machine(Section machine, const std::string& folder, VmConfig& config) 
     machine.finish();
 }
 
+// Whether "q35,smm=off" sets this option to this value.
+bool has_option(const std::string& machine, const std::string& name, const std::string& value) {
+    return (machine + ",").find("," + name + "=" + value + ",") != std::string::npos;
+}
+
 void read_qemu(Section qemu, VmConfig& config) {
     if (!is_qemu(config)) return qemu.not_for("native", {"machine", "cpu", "accel", "extra_args"});
     qemu.string("machine", config.qemu.machine);
@@ -103,6 +108,13 @@ void read_qemu(Section qemu, VmConfig& config) {
                                      "'; write a machine type first, for example \"q35\"");
     if (config.qemu.machine.find("memory-backend") != std::string::npos)
         qemu.complain("machine", "'machine' in [qemu] names a memory-backend; RAM is what [[memory]] says");
+    const bool own_ioapic = has_option(config.qemu.machine, "ioapic2", "on") ||
+                            has_option(config.qemu.machine, "kernel-irqchip", "split") ||
+                            has_option(config.qemu.machine, "kernel_irqchip", "split");
+    if (own_ioapic && config.qemu.accel == "kvm")
+        qemu.complain("machine", "'machine' in [qemu] is '" + config.qemu.machine +
+                                     "', which has its IOAPIC in QEMU: an interrupt that is being served "
+                                     "would never end after an update; write kernel-irqchip=on");
     if (config.qemu.accel != "kvm" && config.qemu.accel != "tcg")
         qemu.complain("accel", "'accel' in [qemu] is '" + config.qemu.accel + "'; write 'kvm' or 'tcg'");
     if (config.qemu.cpu.empty())

@@ -70,6 +70,21 @@ void add_console(const VmConfig& config, const std::string& machine_type, Comman
     line.add("-device", std::string("virtconsole,chardev=") + kConsoleId);
 }
 
+// QEMU's microvm has, unless it is told otherwise, two IOAPICs of its own before the kernel's local APICs.
+// The end of a level-triggered interrupt that is being served when the guest moves does not reach them: the
+// pin keeps its Remote IRR bit, and its device never interrupts again (seen with 7.2). KVM's own IOAPIC is
+// moved whole.
+std::string with_kernel_ioapic(const VmConfig& config) {
+    const std::string& machine = config.qemu.machine;
+    if (config.qemu.accel != "kvm" || machine_type_of(machine) != "microvm") return {};
+    std::string options;
+    if (machine.find(",ioapic2=") == std::string::npos) options += ",ioapic2=off";
+    if (machine.find(",kernel-irqchip=") == std::string::npos &&
+        machine.find(",kernel_irqchip=") == std::string::npos)
+        options += ",kernel-irqchip=on";
+    return options;
+}
+
 } // namespace
 
 std::string console_fds() {
@@ -93,7 +108,7 @@ std::vector<std::string> guest_arguments(const VmConfig& config, const std::stri
                        {"share", true}, {"mem-path", "/proc/self/fd/" + std::to_string(kRamFd)}});
     line.add("-machine", machine_type +
                              config.qemu.machine.substr(machine_type_of(config.qemu.machine).size()) +
-                             ",memory-backend=" + kRamId);
+                             with_kernel_ioapic(config) + ",memory-backend=" + kRamId);
     line.add("-accel", config.qemu.accel);
     line.add("-cpu", config.qemu.cpu);
     line.add("-smp", std::to_string(config.vcpus));

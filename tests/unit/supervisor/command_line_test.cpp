@@ -62,6 +62,17 @@ TEST_CASE("a microvm has its devices on MMIO") {
     CHECK(nlohmann::json::parse(values(all, "-netdev").at(0))["fd"] == "20");
 }
 
+TEST_CASE("a microvm under KVM has the kernel's IOAPIC, unless its options say what it has") {
+    const auto machine = [](const std::string& toml) {
+        return values(arguments_of("[qemu]\n" + toml, "microvm"), "-machine").at(0);
+    };
+    CHECK(machine("machine = \"microvm,rtc=on\"\n") ==
+          "microvm,rtc=on,ioapic2=off,kernel-irqchip=on,memory-backend=ram0");
+    CHECK(machine("machine = \"microvm,ioapic2=off,kernel_irqchip=on\"\n") ==
+          "microvm,ioapic2=off,kernel_irqchip=on,memory-backend=ram0");
+    CHECK(machine("machine = \"microvm\"\naccel = \"tcg\"\n") == "microvm,memory-backend=ram0");
+}
+
 TEST_CASE("the console is closed until somebody has the guest") {
     const auto all = arguments_of("", "q35");
     CHECK(values(all, "-chardev") == std::vector<std::string>{"null,id=console"});

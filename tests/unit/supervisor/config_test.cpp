@@ -413,6 +413,14 @@ TEST_CASE("what one kind of VMM has and the other has not is complained of") {
 TEST_CASE("the [qemu] section is checked") {
     CHECK(errors_of(kQemu + "[qemu]\nmachine = \",smm=off\"\n") ==
           "6:11: 'machine' in [qemu] is ',smm=off'; write a machine type first, for example \"q35\"");
+    for (const std::string machine :
+        {"q35,kernel-irqchip=split", "q35,kernel_irqchip=split,smm=off", "microvm,ioapic2=on"}) {
+        const std::string toml = kQemu + "[qemu]\nmachine = \"" + machine + "\"\n";
+        CHECK(errors_of(toml) == "6:11: 'machine' in [qemu] is '" + machine +
+                                     "', which has its IOAPIC in QEMU: an interrupt that is being served "
+                                     "would never end after an update; write kernel-irqchip=on");
+        CHECK(parse_vm_config(toml + "accel = \"tcg\"\n", "/etc/vms/web1.toml").has_value());
+    }
     CHECK(errors_of(kQemu + "[qemu]\nmachine = \"q35,memory-backend=x\"\n") ==
           "6:11: 'machine' in [qemu] names a memory-backend; RAM is what [[memory]] says");
     CHECK(errors_of(kQemu + "[qemu]\naccel = \"xen\"\n") ==
