@@ -186,10 +186,10 @@ Result<void> PitKeeper::thaw(const Vm& vm, const state::Pit& in) {
     const auto& timer = loaded_.channels[0];
     TRY(vm.set_pit(loaded_));
     const uint64_t now = monotonic_ns();
-    count_acks();
     running_ = {in.reference_ns(), now, timer.count, timer.mode};
     raised_ = static_cast<int64_t>(in.ticks_delivered());
     ended_ = raised_ - static_cast<int64_t>(in.in_flight());
+    count_acks(); // a vCPU that runs already may have ended what was in flight
     audited_ = true;
     verifying_ = false;
     rest_until_ns_ = 0;
