@@ -1,14 +1,13 @@
 #include "supervisor/native_driver.hpp"
 
 #include <dirent.h>
-#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <set>
 #include <utility>
 
 #include "handoff/base/fd.hpp"
+#include "supervisor/kept_vmms.hpp"
 #include "supervisor/update.hpp"
 
 namespace liveupdate::supervisor {
@@ -23,31 +22,16 @@ constexpr auto kAdoptTime = std::chrono::seconds(2);
 constexpr auto kOthersEndTime = std::chrono::seconds(3); // of VMMs that have no guest and no supervisor
 constexpr auto kAskTime = std::chrono::seconds(2);       // for a VMM to answer
 
-using FileId = std::pair<dev_t, ino_t>;
-
-std::optional<FileId> id_of(const std::string& path) {
-    struct stat status {};
-    if (::stat(path.c_str(), &status) < 0) return std::nullopt;
-    return FileId{status.st_dev, status.st_ino};
-}
-
-// Those of the runtime folder, and those that were kept and lie there no more.
-std::vector<std::string> session_sockets(const std::string& directory, const handoff::NamedFds& kept) {
+// Of the runtime folder.
+std::vector<std::string> sockets_in(const std::string& directory) {
     std::vector<std::string> found;
-    std::set<FileId> seen;
-    const auto add = [&](const std::string& path) {
-        const auto id = id_of(path);
-        if (id && seen.insert(*id).second) found.push_back(path);
-    };
-    if (DIR* dir = ::opendir(directory.c_str())) {
-        while (const dirent* entry = ::readdir(dir)) {
-            const std::string name = entry->d_name;
-            if (name.starts_with("vmm-") && name.ends_with(".sock")) add(directory + "/" + name);
-        }
-        ::closedir(dir);
+    DIR* dir = ::opendir(directory.c_str());
+    if (dir == nullptr) return found;
+    while (const dirent* entry = ::readdir(dir)) {
+        const std::string name = entry->d_name;
+        if (name.starts_with("vmm-") && name.ends_with(".sock")) found.push_back(directory + "/" + name);
     }
-    for (const auto& [name, file] : kept)
-        if (name.starts_with("session-")) add("/proc/self/fd/" + std::to_string(file.get()));
+    ::closedir(dir);
     return found;
 }
 
@@ -66,10 +50,12 @@ GuestNews news_from(const GuestEvent& event) {
 
 // VMMs of a former supervisor: the owner of the guest is taken over, all others are told to end.
 Result<Adoption> NativeDriver::adopt(const handoff::NamedFds& kept) {
-    for (const std::string& socket : session_sockets(paths_.vm_runtime_dir(config_.name), kept))
+    const std::string folder = paths_.vm_runtime_dir(config_.name);
+    for (const std::string& socket : session_sockets(sockets_in(folder), kept))
         TRY(adopt_at(socket, kept));
     if (vmm_) return Adoption::kAdopted;
-    TRY(await_end_of_kept(kept));
+    // Those that have no guest end by themselves.
+    TRY(await_end_of_kept(kept, Deadline::after(kOthersEndTime), folder));
     return kept.contains("baton") ? Adoption::kEnded : Adoption::kNobody;
 }
 
@@ -118,23 +104,6 @@ Result<void> NativeDriver::check_against_kept(const handoff::NamedFds& kept) con
         if (before.st_dev != now.st_dev || before.st_ino != now.st_ino)
             return Error(ErrorCode::kProtocol,
                 "the VMM gives back another '" + ours.name + "' than the guest was started with");
-    }
-    return {};
-}
-
-// None answers at a session socket as the guest's owner. Those that have no guest end by themselves.
-Result<void> NativeDriver::await_end_of_kept(const handoff::NamedFds& kept) const {
-    const Deadline deadline = Deadline::after(kOthersEndTime);
-    for (const auto& [name, file] : kept) {
-        if (!name.starts_with("vmm-")) continue;
-        pollfd polled{file.get(), POLLIN, 0};
-        while (::poll(&polled, 1, deadline.poll_ms()) < 0 && errno == EINTR) {
-        }
-        if (!fd::process_gone(file.get()))
-            return Error(ErrorCode::kBusy, "the VMM with pid " + name.substr(4) +
-                                               " lives, but nobody answers at its session socket in " +
-                                               paths_.vm_runtime_dir(config_.name) +
-                                               "; a second one is not started beside it");
     }
     return {};
 }

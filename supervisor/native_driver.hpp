@@ -31,7 +31,6 @@ private:
     Result<void> adopt_at(const std::string& socket, const handoff::NamedFds& kept);
     Result<void> take_over(VmmProcess& owner, const handoff::NamedFds& kept);
     Result<void> check_against_kept(const handoff::NamedFds& kept) const;
-    Result<void> await_end_of_kept(const handoff::NamedFds& kept) const;
 
     const VmConfig& config_;
     const Paths& paths_;

@@ -8,6 +8,7 @@ if(CMAKE_INSTALL_PREFIX STREQUAL "/usr/local") # CMake's default; packages and t
     set(BINDIR /usr/bin)
 endif()
 
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS units/hardening.conf)
 file(READ ${CMAKE_CURRENT_SOURCE_DIR}/units/hardening.conf HARDENING)
 set(AFTER_DBUS " dbus.service")
 set(WANTED_BY liveupdate.target)

@@ -14,6 +14,7 @@
 #include "supervisor/cli/console_relay.hpp"
 #include "supervisor/cli/interrupt.hpp"
 #include "supervisor/cli/json_view.hpp"
+#include "supervisor/cli/start_command.hpp"
 #include "supervisor/cli/vms.hpp"
 
 namespace liveupdate::supervisor::cli {
@@ -82,9 +83,7 @@ ExitCode follow(CliIo& io, const std::string& path) {
 ExitCode run_console(CliIo& io, const std::string& name) {
     const auto status = vm_status(io.paths, name);
     if (!status) return complain(io, status.error());
-    if (!find(*status, "/console"))
-        return complain(io, Error(ErrorCode::kNotFound,
-                                "'" + name + "' is not running; run `liveupdate start " + name + "`"));
+    if (!find(*status, "/console")) return complain(io, not_running(io.paths, name));
     const std::string type = text_at(*status, "/console/type");
     const std::string path = text_at(*status, "/console/path");
     if (type == "file") return follow(io, path);

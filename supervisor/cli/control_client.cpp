@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "handoff/base/fd.hpp"
+#include "supervisor/cli/start_command.hpp"
 #include "supervisor/control_protocol.hpp"
 
 namespace liveupdate::supervisor::cli {
@@ -34,13 +35,10 @@ Error not_connected(const Paths& paths, const std::string& name, Error error) {
     case EPERM:
         return denied(path, name);
     case ECONNREFUSED:
-        return {ErrorCode::kNotFound, "the supervisor of '" + name +
-                                          "' is gone and left its socket; run `liveupdate start " + name +
-                                          "`"};
+        return {ErrorCode::kNotFound, "the supervisor of '" + name + "' is gone and left its socket; run `" +
+                                          start_command(paths, name) + "`"};
     case ENOENT:
-        if (::access(paths.config(name).c_str(), F_OK) == 0)
-            return {
-                ErrorCode::kNotFound, "'" + name + "' is not running; run `liveupdate start " + name + "`"};
+        if (::access(paths.config(name).c_str(), F_OK) == 0) return not_running(paths, name);
         return {ErrorCode::kNotFound, "there is no VM '" + name + "': neither " + path + " nor " +
                                           paths.config(name) +
                                           " exists; `liveupdate list` shows those that are there"};

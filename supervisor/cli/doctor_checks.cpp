@@ -5,7 +5,6 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <systemd/sd-daemon.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,6 +19,7 @@
 #include "supervisor/binary.hpp"
 #include "supervisor/cli/control_client.hpp"
 #include "supervisor/cli/json_view.hpp"
+#include "supervisor/cli/start_command.hpp"
 #include "supervisor/cli/vms.hpp"
 #include "supervisor/config.hpp"
 #include "supervisor/units.hpp"
@@ -150,20 +150,12 @@ std::string where_it_logs(const Paths& paths, const std::string& name) {
     return std::string("see `journalctl ") + (of_user ? "--user " : "") + "-u " + unit->name + "`";
 }
 
-// How its former supervisor was started nobody can be asked; only `liveupdate start` leaves a log there.
-std::string how_to_start(const Paths& paths, const std::string& name) {
-    const bool by_unit = sd_booted() > 0 && ::access(paths.supervisor_log(name).c_str(), F_OK) < 0;
-    return by_unit
-               ? std::string("systemctl ") + (::geteuid() == 0 ? "" : "--user ") + "start liveupdate@" + name
-               : "liveupdate start " + name;
-}
-
 Check check_supervisor(const Paths& paths, const std::string& name) {
     const std::string title = "supervisor of " + name;
     const auto client = ControlClient::connect(paths, name);
     if (!client && client.error().code == ErrorCode::kNotFound)
         return fail(title, client.error(),
-            "run `" + how_to_start(paths, name) + "`: it adopts a VMM that still runs");
+            "run `" + start_command(paths, name) + "`: it adopts a VMM that still runs");
     const auto status = vm_status(paths, name);
     if (!status) return fail(title, status.error(), where_it_logs(paths, name));
     const std::string state = text_at(*status, "/state", "unknown");

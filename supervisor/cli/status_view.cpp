@@ -6,6 +6,7 @@
 #include "supervisor/binary.hpp"
 #include "supervisor/cli/json_view.hpp"
 #include "supervisor/cli/record_view.hpp"
+#include "supervisor/cli/start_command.hpp"
 #include "supervisor/record.hpp"
 #include "supervisor/units.hpp"
 
@@ -90,15 +91,16 @@ std::string last_update_word(const nlohmann::json& status) {
 
 } // namespace
 
-std::string next_step(const nlohmann::json& status) {
+std::string next_step(const nlohmann::json& status, const Paths& paths) {
     const std::string name = text_at(status, "/name");
     const std::string state = text_at(status, "/state");
     const auto run = [&](const char* command) {
         return "run `liveupdate " + std::string(command) + " " + name + "`";
     };
-    if (state == "stopped" || state == "unreachable") return run("start");
+    const auto start = [&] { return "`" + start_command(paths, name) + "`"; };
+    if (state == "stopped" || state == "unreachable") return "run " + start();
     if (state == "lost")
-        return run("history") + " for the reason, `liveupdate stop " + name + "` and start it again";
+        return run("history") + " for the reason, `liveupdate stop " + name + "`, then " + start();
     if (state == "updating") return "wait, or " + run("abort");
     if (!text_at(status, "/on_disk/error").empty())
         return "install a VMM that can be started, then " + run("plan");
@@ -133,7 +135,7 @@ void print_status(CliIo& io, const nlohmann::json& status, int64_t now) {
             text_at(status, "/supervisor/version", "unknown version") + ", pid " +
                 std::to_string(number_at(status, "/supervisor/pid")));
     line(io, "File", text_at(status, "/config"));
-    line(io, "Next", next_step(status));
+    line(io, "Next", next_step(status, io.paths));
 }
 
 std::vector<std::string> list_titles() {

@@ -17,7 +17,7 @@ std::vector<std::string> list_titles();
 std::vector<std::string> list_row(const nlohmann::json& status);
 
 // What a person would do next, or "" when all is well: "run `liveupdate now web1`".
-std::string next_step(const nlohmann::json& status);
+std::string next_step(const nlohmann::json& status, const Paths& paths);
 
 // 0 when the guest runs, kLost when it is lost, kUnreachable otherwise.
 ExitCode code_of_state(const nlohmann::json& status);

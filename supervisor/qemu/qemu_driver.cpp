@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "handoff/base/fd.hpp"
+#include "supervisor/kept_vmms.hpp"
 #include "supervisor/qemu/command_line.hpp"
 #include "supervisor/qemu/qemu_update.hpp"
 #include "supervisor/qemu/run_state.hpp"
@@ -45,15 +46,15 @@ Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
     for (bool anybody = true; anybody && !vmm_;) {
         std::vector<QemuProcess> found;
         Result<void> done;
-        for (const handoff::Participant number : folder_.participants()) {
-            auto process = QemuProcess::find(number, folder_, Deadline::after(kFindTime));
+        for (const auto& monitor : folder_.monitors(kept)) {
+            auto process = QemuProcess::find(monitor, folder_, Deadline::after(kFindTime));
             if (process) {
                 found.push_back(std::move(*process));
             } else if (process.error().code == ErrorCode::kNotFound) {
-                ::unlink(folder_.socket(number).c_str());
+                ::unlink(monitor.path.c_str()); // none of what was kept
             } else {
                 // It may run the guest: a second one beside it would be worse than none.
-                done = Error(process.error().code, "the QEMU at " + folder_.socket(number) +
+                done = Error(process.error().code, "the QEMU at " + folder_.socket(monitor.participant) +
                                                        " lives, but cannot be adopted (" +
                                                        process.error().message + "); end it, or wait");
             }
@@ -73,6 +74,7 @@ Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
                                                "/qemu; a second one is not started beside it");
     }
     if (vmm_) return Adoption::kAdopted;
+    TRY(await_end_of_kept(kept, settled, folder_.path()));
     return kept.contains("baton") ? Adoption::kEnded : Adoption::kNobody;
 }
 
@@ -141,7 +143,7 @@ Result<void> QemuDriver::start_pinned(const OpenBinary& binary, const Shelter& s
         guest_.reset();
     }
     TRY(pin_machine(config_, paths_, wanted));
-    shelter({vmm_.pid(), vmm_.pidfd()});
+    shelter({vmm_.pid(), vmm_.pidfd(), vmm_.monitor_file()});
     TRY(attach_console(vmm_, guest_->console_backend(), deadline));
     if (!guest_->baton->claim(kFirst)) return Error(ErrorCode::kInternal, "a fresh baton is not free");
     return make_run(vmm_, deadline);
@@ -206,7 +208,8 @@ void QemuDriver::kill() {
 
 std::vector<handoff::FdToSend> QemuDriver::keepsakes() const {
     if (!vmm_ || !guest_) return {};
-    return {{"vmm-" + std::to_string(vmm_.pid()), vmm_.pidfd()}, {"baton", guest_->baton_fd.get()},
+    return {{"vmm-" + std::to_string(vmm_.pid()), vmm_.pidfd()},
+        {"session-" + std::to_string(vmm_.pid()), vmm_.monitor_file()}, {"baton", guest_->baton_fd.get()},
         {kRamId, guest_->ram.get()}};
 }
 

@@ -66,7 +66,7 @@ Result<QemuGuest> QemuGuest::from(const QemuProcess& process) {
     guest.baton = std::make_unique<handoff::Baton>(std::move(baton));
     TRY_ASSIGN(guest.ram, process.take_fd(kRamFd));
     for (const int number : device_numbers(guest.arguments)) {
-        TRY_ASSIGN(guest.devices[number], process.take_fd(number));
+        TRY_ASSIGN(guest.devices[number], process.take_fd(number == kConsoleFd ? kConsoleKeptFd : number));
     }
     // Of a pty alone; a console that is a file has none.
     if (guest.devices.contains(kConsoleFd))
@@ -87,6 +87,8 @@ std::vector<ChildFd> QemuGuest::fds() const {
     std::vector<ChildFd> all{{ram.get(), kRamFd}, {baton_fd.get(), kBatonFd}};
     for (const auto& [number, file] : devices)
         all.push_back({file.get(), number});
+    if (const auto console = devices.find(kConsoleFd); console != devices.end())
+        all.push_back({console->second.get(), kConsoleKeptFd});
     return all;
 }
 

@@ -1,6 +1,5 @@
 #include "supervisor/qemu/qemu_process.hpp"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/file.h>
@@ -11,8 +10,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <filesystem>
+#include <optional>
 
 #include "handoff/base/fd.hpp"
+#include "supervisor/kept_vmms.hpp"
 
 namespace liveupdate::supervisor::qemu {
 namespace {
@@ -21,6 +23,7 @@ constexpr auto kLook = std::chrono::milliseconds(1);
 constexpr auto kQuitTime = std::chrono::seconds(2);
 constexpr std::string_view kPrefix = "qmp-";
 constexpr std::string_view kSuffix = ".sock";
+constexpr std::string_view kDeleted = " (deleted)";
 constexpr const char* kMonitorOption = "-qmp"; // the first of the arguments that belong to one process
 constexpr size_t kLongestCommandLine = size_t{1} << 20;
 
@@ -30,6 +33,18 @@ std::string with_commas_doubled(const std::string& value) {
     for (const char c : value)
         text.append(c == ',' ? 2 : 1, c);
     return text;
+}
+
+// Of "qmp-N.sock", whatever the kernel says after it of a file that was removed.
+std::optional<handoff::Participant> participant_of(std::string_view name) {
+    if (name.ends_with(kDeleted)) name.remove_suffix(kDeleted.size());
+    if (!name.starts_with(kPrefix) || !name.ends_with(kSuffix)) return std::nullopt;
+    name.remove_prefix(kPrefix.size());
+    name.remove_suffix(kSuffix.size());
+    handoff::Participant number = 0;
+    const auto [end, problem] = std::from_chars(name.data(), name.data() + name.size(), number);
+    if (problem != std::errc() || end != name.data() + name.size() || number == 0) return std::nullopt;
+    return number;
 }
 
 Result<pid_t> peer_of(int socket) {
@@ -56,21 +71,18 @@ std::string MonitorFolder::socket(handoff::Participant participant) const {
     return path_ + "/" + std::string(kPrefix) + std::to_string(participant) + std::string(kSuffix);
 }
 
-std::vector<handoff::Participant> MonitorFolder::participants() const {
-    std::vector<handoff::Participant> found;
-    DIR* dir = ::opendir(path_.c_str());
-    if (dir == nullptr) return found;
-    while (const dirent* entry = ::readdir(dir)) {
-        std::string_view name = entry->d_name;
-        if (!name.starts_with(kPrefix) || !name.ends_with(kSuffix)) continue;
-        name.remove_prefix(kPrefix.size());
-        name.remove_suffix(kSuffix.size());
-        handoff::Participant number = 0;
-        const auto [end, problem] = std::from_chars(name.data(), name.data() + name.size(), number);
-        if (problem == std::errc() && end == name.data() + name.size() && number > 0) found.push_back(number);
+std::vector<MonitorFolder::Monitor> MonitorFolder::monitors(const handoff::NamedFds& kept) const {
+    namespace fs = std::filesystem;
+    std::vector<std::string> paths;
+    std::error_code problem;
+    for (const auto& entry : fs::directory_iterator(path_, problem))
+        paths.push_back(entry.path());
+    std::vector<Monitor> found;
+    for (const std::string& path : session_sockets(paths, kept)) {
+        const bool kept_only = fs::is_symlink(path, problem);
+        const fs::path file = kept_only ? fs::read_symlink(path, problem) : fs::path(path);
+        if (const auto number = participant_of(file.filename().string())) found.push_back({*number, path});
     }
-    ::closedir(dir);
-    std::sort(found.begin(), found.end());
     return found;
 }
 
@@ -128,6 +140,7 @@ Result<void> QemuProcess::connect(const std::string& path, Deadline deadline, in
                 return Error(
                     ErrorCode::kProtocol, "somebody else than the started process listens at " + path);
             TRY_ASSIGN(monitor_, QmpChannel::open(std::move(*socket), deadline, cancel_fd));
+            TRY_ASSIGN(monitor_file_, fd::open(path, O_PATH));
             return {};
         }
         if (!alive()) return Error(ErrorCode::kPeerGone, "it has ended");
@@ -139,12 +152,13 @@ Result<void> QemuProcess::connect(const std::string& path, Deadline deadline, in
 }
 
 Result<QemuProcess> QemuProcess::find(
-    handoff::Participant participant, const MonitorFolder& folder, Deadline deadline) {
+    const MonitorFolder::Monitor& at, const MonitorFolder& folder, Deadline deadline) {
     QemuProcess qemu;
-    qemu.participant_ = participant;
-    qemu.socket_ = folder.socket(participant);
-    auto socket = fd::unix_connect(qemu.socket_, SOCK_STREAM);
+    qemu.participant_ = at.participant;
+    qemu.socket_ = folder.socket(at.participant);
+    auto socket = fd::unix_connect(at.path, SOCK_STREAM);
     if (!socket) return Error(ErrorCode::kNotFound, socket.error().message);
+    TRY_ASSIGN(qemu.monitor_file_, fd::open(at.path, O_PATH));
     TRY_ASSIGN(const pid_t peer, peer_of(socket->get()));
     auto monitor = QmpChannel::open(std::move(*socket), deadline);
     if (!monitor && monitor.error().code == ErrorCode::kPeerGone)
@@ -189,11 +203,13 @@ void QemuProcess::kill() {
     ::unlink(socket_.c_str());
     static_cast<void>(monitor_.take_arrived()); // its last events stay
     monitor_.close();
+    monitor_file_.reset();
 }
 
 void QemuProcess::forget() {
     process_.forget();
     monitor_.close();
+    monitor_file_.reset();
 }
 
 RecordedBinary QemuProcess::recorded() const {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "handoff/baton.hpp"
+#include "handoff/channel.hpp"
 #include "supervisor/child_process.hpp"
 #include "supervisor/open_binary.hpp"
 #include "supervisor/qemu/qmp.hpp"
@@ -17,10 +18,11 @@ namespace liveupdate::supervisor::qemu {
 
 // Numbers of the descriptors that every QEMU of a guest has from us.
 inline constexpr int kRamFd = 10;
-inline constexpr int kBatonFd = 11; // QEMU does not know it: its supervisors do
-inline constexpr int kLifeFd = 12;  // a shared flock(2): see LifeLock
-inline constexpr int kConsoleFd = 13;
+inline constexpr int kBatonFd = 11;        // QEMU does not know it: its supervisors do
+inline constexpr int kLifeFd = 12;         // a shared flock(2): see LifeLock
+inline constexpr int kConsoleFd = 13;      // for -add-fd, which closes it: the number is QEMU's then
 inline constexpr int kConsoleSlaveFd = 14; // so that a pty lives on without its supervisor
+inline constexpr int kConsoleKeptFd = 15;  // the console again, for a later supervisor
 inline constexpr int kFirstNetFd = 20;     // taps, one each
 
 // The folder of a guest's monitors: mode 0700, since who speaks to a monitor owns the guest.
@@ -28,11 +30,17 @@ class MonitorFolder {
 public:
     explicit MonitorFolder(std::string path) : path_(std::move(path)) {}
 
+    const std::string& path() const { return path_; }
     Result<void> make() const;
     std::string socket(handoff::Participant participant) const;
     std::string migration_socket() const { return path_ + "/migration.sock"; }
-    // The participants that have, or had, a monitor here; ascending.
-    std::vector<handoff::Participant> participants() const;
+    // Where the participants have, or had, a monitor; `kept` by a service manager, which may lie here no
+    // more.
+    struct Monitor {
+        handoff::Participant participant;
+        std::string path;
+    };
+    std::vector<Monitor> monitors(const handoff::NamedFds& kept) const;
 
     // A descriptor for a QEMU that is about to be started: as long as any process has one of these open,
     // nobody_lives() is false.
@@ -58,7 +66,7 @@ public:
     // One that a former supervisor has started. kNotFound: nobody listens at its monitor. On any other error
     // it lives on.
     static Result<QemuProcess> find(
-        handoff::Participant participant, const MonitorFolder& folder, Deadline deadline);
+        const MonitorFolder::Monitor& at, const MonitorFolder& folder, Deadline deadline);
 
     explicit operator bool() const { return static_cast<bool>(process_); }
     bool alive() const { return process_.alive(); }
@@ -76,6 +84,8 @@ public:
 
     pid_t pid() const { return process_.pid(); }
     int pidfd() const { return process_.pidfd(); }
+    // O_PATH: its monitor's socket.
+    int monitor_file() const { return monitor_file_.get(); }
     const std::string& how_it_ended() const { return process_.how_it_ended(); }
     handoff::Participant participant() const { return participant_; }
     const OpenBinary& binary() const { return binary_; }
@@ -94,6 +104,7 @@ private:
 
     ChildProcess process_;
     QmpChannel monitor_;
+    UniqueFd monitor_file_;
     OpenBinary binary_;
     std::string socket_;
     handoff::Participant participant_ = 0;

@@ -71,7 +71,7 @@ Result<void> QemuUpdate::negotiate() {
     TRY_ASSIGN(destination_, QemuProcess::spawn(request_.binary, at_.guest.arguments,
                                  QemuProcess::Role::kIncoming, next_participant(at_.source.participant()),
                                  at_.folder, at_.guest.fds(), deadline_, at_.hooks.cancel_fd));
-    at_.hooks.shelter({destination_.pid(), destination_.pidfd()});
+    at_.hooks.shelter({destination_.pid(), destination_.pidfd(), destination_.monitor_file()});
     log_.record().to.version = destination_.monitor().version();
     return reach(Phase::kNegotiating);
 }

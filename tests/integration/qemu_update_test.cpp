@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 
@@ -269,6 +270,32 @@ TEST_CASE("a supervisor that is killed costs the guest nothing, and its successo
         REQUIRE(vm->update(next)->outcome == Outcome::kCompleted);
         check_runs(*vm);
     }
+}
+
+// How many of its descriptors lead there.
+long descriptors_at(pid_t pid, const std::string& path) {
+    const fs::directory_iterator all("/proc/" + std::to_string(pid) + "/fd");
+    std::error_code ignored;
+    return std::count_if(begin(all), end(all),
+        [&](const auto& entry) { return fs::read_symlink(entry.path(), ignored) == path; });
+}
+
+TEST_CASE("a supervisor that follows another one hands the console on, and not what has taken its number") {
+    NEEDS_QEMU();
+    const OtherQemu other;
+    const TemporaryFolder folder;
+    const std::string console = folder.at("console");
+    auto options = qemu_guest();
+    options.console_toml = "type = \"file\"\npath = \"" + console + "\"\n";
+    const auto vm = started(options);
+    const long before = descriptors_at(vm->vmm_pid(), console);
+    CHECK(before > 1); // QEMU's own, and one to be handed on
+    CHECK(!vm->update(other.path(), fault(Phase::kNegotiating, Party::kSupervisor, "kill")));
+    REQUIRE(LiveVm::eventually([&] { return !vm->supervisor_alive(); }));
+    REQUIRE(vm->start_supervisor().has_value());
+    REQUIRE(vm->update(other.path())->outcome == Outcome::kCompleted);
+    CHECK(descriptors_at(vm->vmm_pid(), console) == before);
+    check_runs(*vm);
 }
 
 TEST_CASE(

@@ -22,8 +22,9 @@ std::string slurp(const fs::path& path) {
 // "socket:[4711]" -> "socket"; "/memfd:ram0 (deleted)" -> "memfd:ram0"; "…/vmm-3.sock" -> "vmm-N.sock"
 std::string kind_of_link(std::string link) {
     if (link.starts_with("/memfd:")) return link.substr(1, link.find(' ') - 1);
-    if (const auto name = link.rfind("/vmm-"); name != std::string::npos && link.ends_with(".sock"))
-        return "vmm-N.sock"; // each update's VMM has another
+    for (const std::string kind : {"vmm-", "qmp-"})
+        if (link.rfind("/" + kind) != std::string::npos && link.ends_with(".sock"))
+            return kind + "N.sock"; // each update's VMM has another
     if (const auto bracket = link.find(":["); bracket != std::string::npos && !link.starts_with("anon_inode"))
         link.resize(bracket);
     return link;

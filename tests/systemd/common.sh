@@ -84,6 +84,18 @@ changed_package() {
     rm -rf "$tree"
 }
 
+# other_build_id FILE OUT [NUMBER]: the same program as another build of it.
+other_build_id() {
+    python3 - "$@" <<'P'
+import sys
+data = bytearray(open(sys.argv[1], "rb").read())
+note = data.find(b"\x03\0\0\0GNU\0") # NT_GNU_BUILD_ID
+assert note >= 0, sys.argv[1] + " has no build-id"
+data[note + 8] ^= int(sys.argv[3]) if len(sys.argv) > 3 else 0xff
+open(sys.argv[2], "wb").write(data)
+P
+}
+
 main_pid() { inside systemctl show -P MainPID "liveupdate@$1"; }
 state() { inside systemctl show -P ActiveState "liveupdate@$1"; }
 status_of() { inside liveupdate status --json "$1" | python3 -c "import json,sys

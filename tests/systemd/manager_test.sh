@@ -127,6 +127,9 @@ say "stop: the guest powers itself off"
 inside systemctl stop liveupdate@demo
 contains "$(inside journalctl --no-pager -q -o cat -u liveupdate@demo)" "demo: the guest has powered itself off"
 [[ -z $(event Rebooted) ]] || fail "a stop is called a reboot"
+if said=$(inside liveupdate now demo 2>&1); then fail "a stopped VM was updated: $said"; fi
+contains "$said" "'demo' is not running; run \`systemctl start liveupdate@demo\`"
+contains "$(inside liveupdate status demo || true)" "Next: run \`systemctl start liveupdate@demo\`"
 
 say "restart is a reboot of the guest, and says so"
 inside systemctl start liveupdate@demo

@@ -111,14 +111,7 @@ inside liveupdate rollback demo >/dev/null || fail "no rollback"
 
 say "the supervisor's own upgrade: the same main process, another program"
 pid=$(main_pid demo)
-# Another build-id in the same program: a note's last byte is changed.
-python3 - "$build/bin/liveupdated" "$work/liveupdated" <<'P'
-import subprocess, sys
-data = bytearray(open(sys.argv[1], "rb").read())
-at = data.find(b"GNU\0", data.find(b"\x04\0\0\0\x14\0\0\0\x03\0\0\0")) + 4
-data[at] ^= 0xff
-open(sys.argv[2], "wb").write(data)
-P
+other_build_id "$build/bin/liveupdated" "$work/liveupdated"
 inside sh -c "install -m 755 $work/liveupdated /usr/libexec/liveupdate/liveupdated.new &&
     mv /usr/libexec/liveupdate/liveupdated.new /usr/libexec/liveupdate/liveupdated"
 vmm_pid=$(status_of demo vmm.pid)

@@ -49,18 +49,21 @@ TEST_CASE("status has colours only where they are on") {
 }
 
 TEST_CASE("the next step fits the state") {
+    const CliFixture cli;
     json status = sample_status("web1");
-    CHECK(cli::next_step(status) == "run `liveupdate now web1`");
+    CHECK(cli::next_step(status, cli.paths) == "run `liveupdate now web1`");
     status["outdated"] = false;
-    CHECK(cli::next_step(status) == "");
+    CHECK(cli::next_step(status, cli.paths) == "");
     status["on_disk"]["error"] = "/opt/vmm is not an ELF file";
-    CHECK(cli::next_step(status).find("install a VMM") == 0);
+    CHECK(cli::next_step(status, cli.paths).find("install a VMM") == 0);
     status["state"] = "updating";
-    CHECK(cli::next_step(status) == "wait, or run `liveupdate abort web1`");
+    CHECK(cli::next_step(status, cli.paths) == "wait, or run `liveupdate abort web1`");
     status["state"] = "lost";
-    CHECK(cli::next_step(status).find("run `liveupdate history web1`") == 0);
+    CHECK(
+        cli::next_step(status, cli.paths) ==
+        "run `liveupdate history web1` for the reason, `liveupdate stop web1`, then `liveupdate start web1`");
     status["state"] = "stopped";
-    CHECK(cli::next_step(status) == "run `liveupdate start web1`");
+    CHECK(cli::next_step(status, cli.paths) == "run `liveupdate start web1`");
 }
 
 TEST_CASE("a stopped VM is told with its binary, exit code 8 only when it was named") {

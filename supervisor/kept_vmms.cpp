@@ -1,0 +1,58 @@
+#include "supervisor/kept_vmms.hpp"
+
+#include <poll.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "handoff/base/fd.hpp"
+
+namespace liveupdate::supervisor {
+namespace {
+
+constexpr std::string_view kPidfd = "vmm-";
+constexpr std::string_view kSession = "session-";
+
+using FileId = std::pair<dev_t, ino_t>;
+
+std::optional<FileId> id_of(const std::string& path) {
+    struct stat status {};
+    if (::stat(path.c_str(), &status) < 0) return std::nullopt;
+    return FileId{status.st_dev, status.st_ino};
+}
+
+} // namespace
+
+std::vector<std::string> session_sockets(
+    const std::vector<std::string>& paths, const handoff::NamedFds& kept) {
+    std::vector<std::string> found;
+    std::set<FileId> seen;
+    const auto add = [&](const std::string& path) {
+        const auto id = id_of(path);
+        if (id && seen.insert(*id).second) found.push_back(path);
+    };
+    for (const std::string& path : paths)
+        add(path);
+    for (const auto& [name, file] : kept)
+        if (name.starts_with(kSession)) add("/proc/self/fd/" + std::to_string(file.get()));
+    return found;
+}
+
+Result<void> await_end_of_kept(const handoff::NamedFds& kept, Deadline deadline, const std::string& folder) {
+    for (const auto& [name, file] : kept) {
+        if (!name.starts_with(kPidfd)) continue;
+        pollfd polled{file.get(), POLLIN, 0};
+        while (::poll(&polled, 1, deadline.poll_ms()) < 0 && errno == EINTR) {
+        }
+        if (!fd::process_gone(file.get()))
+            return Error(ErrorCode::kBusy, "the VMM with pid " + name.substr(kPidfd.size()) +
+                                               " lives, but nobody answers at its socket in " + folder +
+                                               "; a second one is not started beside it");
+    }
+    return {};
+}
+
+} // namespace liveupdate::supervisor
