@@ -2,6 +2,9 @@
 
 namespace liveupdate::tests {
 
+// Long enough that the end of the source is not part of what the switchover costs.
+constexpr const char* kUpdate = "probation = \"1s\"\nblackout_limit = \"5s\"\n";
+
 using ::tests::guests::kDiskBytes;
 using ::tests::guests::read_field;
 
@@ -23,7 +26,7 @@ Result<std::unique_ptr<LinuxGuest>> LinuxGuest::start(Load load, Runner runner, 
         options.work = "lu.tcp_pause_us=0 lu.tcp_chunk=65536";
     }
     options.work += " lu.progress_ms=1000000000";
-    options.update_toml = "probation = \"50ms\"\nblackout_limit = \"5s\"\n";
+    options.update_toml = kUpdate;
     TRY_ASSIGN(guest->vm_, LinuxVm::start(std::move(options)));
     TRY_ASSIGN(
         guest->meter_, load == Load::kDisk ? Meter::of(*guest->disk_) : Meter::of(*guest->vm_->network()));
@@ -52,7 +55,7 @@ Result<std::unique_ptr<DiskGuest>> DiskGuest::start(Runner runner) {
         options.guest = "disk.elf";
         options.witness = false;
         options.extra_toml = "[[disk]]\npath = \"" + guest->disk_->path() + "\"\n";
-        options.update_toml = "probation = \"50ms\"\n";
+        options.update_toml = kUpdate;
         TRY_ASSIGN(guest->vm_, LiveVm::start(options));
         if (guest->vm_->guest_started()) return guest;
     }

@@ -1,6 +1,6 @@
 // How soon after an update disk and network are as fast as before: the rate in each 100 ms from the
-// switchover on against the second before the update, and the same at moments without one, which is the
-// noise.
+// switchover on, and from the end of the probation on, when the source is let go, against the second before
+// the update; and the same at moments without an update, which is the noise.
 #include <array>
 #include <thread>
 
@@ -31,43 +31,60 @@ void look(const Trace& trace, Moment began, Moment switched, Windows& into) {
 }
 
 struct Times {
-    Moment began, switched;
+    Moment began, switched, released;
 };
+
+Result<Moment> end_of(const supervisor::UpdateRecord& record, const std::string& name) {
+    for (const auto& phase : record.phases)
+        if (phase.phase == name)
+            return Moment{
+                std::chrono::milliseconds(record.started_unix_ms) + std::chrono::microseconds(phase.end_us)};
+    return Error(ErrorCode::kInternal, "the record of the update has no phase '" + name + "'");
+}
 
 // The supervisor hears of the switchover within a millisecond.
 Result<Times> update(LiveVm& vm, unsigned i) {
     TRY_ASSIGN(const auto record, vm.update(program(i % 2 == 0 ? "liveupdate-vmm-next" : "liveupdate-vmm")));
     if (record.outcome != supervisor::Outcome::kCompleted) return Error(ErrorCode::kRefused, record.reason);
-    const Moment began{std::chrono::milliseconds(record.started_unix_ms)};
-    for (const auto& phase : record.phases)
-        if (phase.phase == "pausing") return Times{began, began + std::chrono::microseconds(phase.end_us)};
-    return Error(ErrorCode::kInternal, "the record of the update has no phase 'pausing'");
+    TRY_ASSIGN(const Moment switched, end_of(record, "pausing"));
+    TRY_ASSIGN(const Moment released, end_of(record, "probation"));
+    return Times{Moment{std::chrono::milliseconds(record.started_unix_ms)}, switched, released};
+}
+
+double mean(const std::vector<double>& values) {
+    double sum = 0;
+    for (const double value : values)
+        sum += value;
+    return sum / static_cast<double>(values.size());
 }
 
 void print(const char* what, const Windows& windows) {
     std::printf("  %s\n", what);
     for (size_t i = 0; i < kWindows; ++i)
-        std::printf("    %3zu to %3zu ms   median %5.3f   10 %% below %5.3f   10 %% above %5.3f (n=%zu)\n",
-            i * 100, i * 100 + 100, percentile(windows[i], 0.5), percentile(windows[i], 0.1),
-            percentile(windows[i], 0.9), windows[i].size());
+        std::printf("    %3zu to %3zu ms   median %5.3f   mean %5.3f   10 %% below %5.3f   10 %% above %5.3f "
+                    "(n=%zu)\n",
+            i * 100, i * 100 + 100, percentile(windows[i], 0.5), mean(windows[i]),
+            percentile(windows[i], 0.1), percentile(windows[i], 0.9), windows[i].size());
 }
 
 template <typename Guest>
 Result<void> measure(Guest& guest, unsigned updates, const char* what) {
     const Trace trace(guest.meter());
     std::this_thread::sleep_for(kSettle);
-    Windows with, without;
+    Windows switched, released, without;
     for (unsigned i = 0; i < updates; ++i) {
         std::this_thread::sleep_for(kBefore + kWindows * kWindow);
         const Moment nothing = Trace::Clock::now();
         std::this_thread::sleep_for(kBefore);
         look(trace, nothing, nothing, without);
         TRY_ASSIGN(const Times times, update(guest.vm(), i));
-        std::this_thread::sleep_until(times.switched + (kWindows + 1) * kWindow);
-        look(trace, times.began, times.switched, with);
+        std::this_thread::sleep_until(times.released + (kWindows + 1) * kWindow);
+        look(trace, times.began, times.switched, switched);
+        look(trace, times.began, times.released, released);
     }
     std::printf("%s: the rate against that of the second before\n", what);
-    print("from the switchover on", with);
+    print("from the switchover on", switched);
+    print("from the end of the probation on", released);
     print("without an update", without);
     return guest.check();
 }
