@@ -107,7 +107,10 @@ Result<void> run(const Settings& s) {
     options.cmdline = kCmdline;
     options.witness = false;
     options.update_toml = "probation = \"50ms\"\n";
-    QemuOptions qemu_options{"clock.elf", kCmdline, s.vcpus, s.memory_mib, {}};
+    QemuOptions qemu_options;
+    qemu_options.cmdline = kCmdline;
+    qemu_options.vcpus = s.vcpus;
+    qemu_options.memory_mib = s.memory_mib;
     Samples ours, qemus;
     // One guest at a time: a guest that spins has the CPUs that the other one's update needs.
     for (const unsigned round : {0u, 1u}) {

@@ -1,12 +1,9 @@
 // Updates under a guest that keeps 32 disk requests in flight, on a fast disk and on one that takes 200 ms
 // for each. LIVEUPDATE_TEST_UPDATES: how many (20).
 #include <fcntl.h>
-#include <signal.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
-#include <filesystem>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -14,6 +11,7 @@
 #include "handoff/base/fd.hpp"
 #include "tests/integration/checks.hpp"
 #include "tests/support/net_namespace.hpp"
+#include "tests/support/slow_disk.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 namespace liveupdate::tests {
@@ -100,79 +98,26 @@ TEST_CASE("32 requests in flight through the page cache go through updates, each
     check_updates(fresh_disk(folder), "direct = false\n", updates());
 }
 
-// A disk that takes 200 ms for each request: nbdkit behind nbdfuse.
-class SlowDisk {
-public:
-    explicit SlowDisk(const TemporaryFolder& folder) : path_(fresh_disk(folder)) {
-        const std::string socket = folder.at("nbd.sock");
-        server_ = run({"nbdkit", "-f", "-U", socket, "--filter=delay", "memory", "64M", "rdelay=200ms",
-            "wdelay=200ms"});
-        LiveVm::eventually([&] { return std::filesystem::exists(socket); });
-        mount_ = run({"nbdfuse", path_, "--unix", socket});
-        up_ = LiveVm::eventually([&] { return std::filesystem::file_size(path_) == 64 << 20; });
-    }
-    ~SlowDisk() {
-        // nbdfuse unmounts when it is told to end.
-        for (const pid_t pid : {mount_, server_}) {
-            ::kill(pid, SIGTERM);
-            ::waitpid(pid, nullptr, 0);
-        }
-    }
-    SlowDisk(const SlowDisk&) = delete;
-    SlowDisk& operator=(const SlowDisk&) = delete;
-
-    bool up() const { return up_; }
-    const std::string& path() const { return path_; }
-
-    static std::string why_not() {
-        for (const char* program : {"/usr/sbin/nbdkit", "/usr/bin/nbdkit"})
-            if (::access(program, X_OK) == 0 && ::access("/usr/bin/nbdfuse", X_OK) == 0 &&
-                ::access("/dev/fuse", R_OK | W_OK) == 0)
-                return {};
-        return "a slow disk needs nbdkit, nbdfuse (package libnbd-bin) and /dev/fuse; ./dev setup --all";
-    }
-
-private:
-    static pid_t run(std::vector<std::string> words) {
-        std::vector<char*> arguments;
-        for (std::string& word : words)
-            arguments.push_back(word.data());
-        arguments.push_back(nullptr);
-        const pid_t pid = ::fork();
-        if (pid != 0) return pid;
-        const int null = ::open("/dev/null", O_RDWR);
-        for (const int target : {0, 1, 2})
-            ::dup2(null, target);
-        ::execvp(arguments[0], arguments.data());
-        ::_exit(127);
-    }
-
-    std::string path_;
-    pid_t server_ = -1;
-    pid_t mount_ = -1;
-    bool up_ = false;
-};
-
 TEST_CASE("32 requests in flight on a disk of 200 ms go through updates that do not wait for it") {
     NEEDS_KVM();
-    if (const std::string why = SlowDisk::why_not(); !why.empty()) {
+    if (const std::string why = SlowDisk::why_none(); !why.empty()) {
         std::printf("SKIPPED: %s\n", why.c_str());
         return;
     }
     TemporaryFolder folder;
-    const SlowDisk slow(folder);
+    const SlowDisk slow(fresh_disk(folder), kDiskBytes, folder.at("nbd.sock"));
     REQUIRE(slow.up());
     check_updates(slow.path(), "direct = true\n", updates());
 }
 
 TEST_CASE("a source that is killed leaves its requests to the destination") {
     NEEDS_KVM();
-    if (const std::string why = SlowDisk::why_not(); !why.empty()) {
+    if (const std::string why = SlowDisk::why_none(); !why.empty()) {
         std::printf("SKIPPED: %s\n", why.c_str());
         return;
     }
     TemporaryFolder folder;
-    const SlowDisk slow(folder);
+    const SlowDisk slow(fresh_disk(folder), kDiskBytes, folder.at("nbd.sock"));
     REQUIRE(slow.up());
     const auto vm = started(with_disk(slow.path()));
     REQUIRE(LiveVm::eventually([&] { return read_field(disk_of(*vm).completed) > 64; }));

@@ -4,6 +4,7 @@
 
 #include "tests/integration/checks.hpp"
 #include "tests/support/linux_vm.hpp"
+#include "tests/support/loop_device.hpp"
 
 namespace liveupdate::tests {
 namespace {
@@ -64,6 +65,18 @@ void check_network(const LinuxVm& vm, Figures peer) {
         static_cast<unsigned long long>(tap->received));
 }
 
+// Every queue of each device has been in use.
+void check_queues(const LinuxVm& vm, const LinuxVmOptions& options) {
+    for (const auto& line : vm.lines("result disk"))
+        CHECK_MESSAGE(figures_of(line)["queues"] == options.vcpus, line);
+    if (options.network == Network::kNone) return;
+    Figures guest = figures_of(vm.lines("result tcp").at(0));
+    for (unsigned queue = 0; queue < options.net_queues; ++queue)
+        for (const char* direction : {"rx", "tx"})
+            CHECK_MESSAGE(
+                guest[direction + std::to_string(queue)] > 0, direction, queue, " has carried no packet");
+}
+
 void check_linux(const LinuxVmOptions& options) {
     const bool net = options.network == Network::kTap;
     const auto vm = working(options);
@@ -81,6 +94,7 @@ void check_linux(const LinuxVmOptions& options) {
     for (unsigned number = 0; number < options.file_systems; ++number)
         CHECK_MESSAGE(vm->check_file_system(number).empty(), vm->check_file_system(number));
     if (net) check_network(*vm, vm->peer());
+    check_queues(*vm, options);
 }
 
 LinuxVmOptions with_all_devices(unsigned vcpus) {
@@ -113,9 +127,21 @@ TEST_CASE("Linux with 1 vCPU loses no byte on disks and network, however often i
     check_linux(with_all_devices(1));
 }
 
-TEST_CASE("Linux with 2 vCPUs loses no byte on disks and network, however often it is updated") {
+TEST_CASE("Linux with 2 vCPUs loses no byte on disks and network of 2 queues, however often it is updated") {
     NEEDS_LINUX();
-    check_linux(with_all_devices(2));
+    LinuxVmOptions options = with_all_devices(2);
+    options.net_queues = 2;
+    options.work += " lu.wander=1";
+    std::unique_ptr<LoopDevice> device; // of the first disk; the others are files
+    if (const std::string why = LoopDevice::why_none(); !why.empty()) {
+        std::printf("SKIPPED: a block device as disk: %s\n", why.c_str());
+    } else {
+        auto made = LoopDevice::make(uint64_t{options.disk_mib} << 20);
+        REQUIRE_MESSAGE(made, made.error().message);
+        device = std::move(*made);
+        options.given_disks = {device->path()};
+    }
+    check_linux(options);
 }
 
 } // namespace

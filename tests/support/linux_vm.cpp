@@ -104,6 +104,7 @@ Figures figures_of(const std::string& line) {
 }
 
 const std::string LinuxVm::disk_path(unsigned number) const {
+    if (number < options_.given_disks.size()) return options_.given_disks[number];
     return folder_.at("disk" + std::to_string(number) + ".img");
 }
 
@@ -120,7 +121,8 @@ std::string LinuxVm::check_image(unsigned number) const {
 }
 
 Result<void> LinuxVm::make_disks() {
-    for (unsigned i = 0; i < options_.disks + options_.file_systems; ++i) {
+    for (auto i = static_cast<unsigned>(options_.given_disks.size());
+         i < options_.disks + options_.file_systems; ++i) {
         TRY_ASSIGN(const UniqueFd file, fd::open(disk_path(i), O_RDWR | O_CREAT, 0600));
         if (::ftruncate(file.get(), off_t{options_.disk_mib} << 20) != 0)
             return Error::from_errno("ftruncate");
@@ -138,9 +140,10 @@ Result<void> LinuxVm::start_peer() {
     if (::pipe2(ends, O_CLOEXEC) != 0) return Error::from_errno("pipe2");
     const UniqueFd reader(ends[0]);
     peer_input_ = UniqueFd(ends[1]);
-    std::string path = program("linux_host_peer"), guest = kGuestAddress, option = "--ping-hz";
-    std::string hz = std::to_string(options_.ping_hz);
-    char* argv[] = {path.data(), guest.data(), option.data(), hz.data(), nullptr};
+    std::string path = program("linux_host_peer"), guest = kGuestAddress;
+    std::string rate = "--ping-hz", hz = std::to_string(options_.ping_hz);
+    std::string rest = "--tcp-pause-us", us = std::to_string(options_.peer_pause_us);
+    char* argv[] = {path.data(), guest.data(), rate.data(), hz.data(), rest.data(), us.data(), nullptr};
     posix_spawn_file_actions_t actions;
     ::posix_spawn_file_actions_init(&actions);
     ::posix_spawn_file_actions_adddup2(&actions, reader.get(), STDIN_FILENO);
@@ -155,7 +158,27 @@ Result<void> LinuxVm::start_peer() {
     return {};
 }
 
+Result<void> LinuxVm::start_qemu(const std::string& cmdline) {
+    QemuOptions qemu;
+    qemu.guest = kernel_path();
+    qemu.initrd = initrd_path();
+    qemu.cmdline = cmdline;
+    qemu.vcpus = options_.vcpus;
+    qemu.memory_mib = options_.memory_mib;
+    qemu.machine = "microvm,rtc=on";
+    qemu.serial = folder_.at("console.sock");
+    for (unsigned i = 0; i < options_.disks + options_.file_systems; ++i)
+        qemu.disks.push_back(disk_path(i));
+    if (net_) qemu.tap = kTap;
+    TRY_ASSIGN(qemu_, QemuVm::start(std::move(qemu)));
+    return {};
+}
+
 Result<void> LinuxVm::start_vm() {
+    const std::string cmdline = "console=ttyS0 panic=-1 reboot=k" +
+                                std::string(hardware_kvm() ? "" : kSoftwareKvm) + " " +
+                                from_environment("LIVEUPDATE_TEST_LINUX_CMDLINE", "") + work_words(options_);
+    if (options_.runner == Runner::kQemu) return start_qemu(cmdline);
     LiveVmOptions live;
     live.guest = kernel_path();
     live.initrd = initrd_path();
@@ -166,17 +189,18 @@ Result<void> LinuxVm::start_vm() {
     live.qemu_toml = options_.qemu_toml;
     live.console_toml = options_.qemu_toml.empty() ? "type = \"socket\"\n" : "type = \"pty\"\n";
     live.update_toml = options_.update_toml;
-    live.cmdline = "console=ttyS0 panic=-1 reboot=k" + std::string(hardware_kvm() ? "" : kSoftwareKvm) + " " +
-                   from_environment("LIVEUPDATE_TEST_LINUX_CMDLINE", "") + work_words(options_);
+    live.cmdline = cmdline;
     for (unsigned i = 0; i < options_.disks + options_.file_systems; ++i)
         live.extra_toml += "[[disk]]\npath = \"" + image_path(i) + "\"\n" + options_.disk_toml;
-    if (net_) live.extra_toml += std::string("[[net]]\ntap = \"") + kTap + "\"\n";
+    if (net_)
+        live.extra_toml += std::string("[[net]]\ntap = \"") + kTap +
+                           "\"\nqueues = " + std::to_string(options_.net_queues) + "\n";
     TRY_ASSIGN(vm_, LiveVm::start(std::move(live)));
     return {};
 }
 
 Result<void> LinuxVm::follow_console() {
-    const std::string console = vm_->runtime_directory() + "/console";
+    const std::string console = (vm_ ? vm_->runtime_directory() : folder_.at("")) + "/console";
     if (options_.qemu_toml.empty()) {
         TRY_ASSIGN(console_socket_, fd::unix_connect(console + ".sock", SOCK_STREAM));
     } else {
@@ -205,7 +229,8 @@ Result<std::unique_ptr<LinuxVm>> LinuxVm::start(LinuxVmOptions options) {
     TRY(made->make_disks());
     std::optional<NetNamespace::Stay> stay;
     if (made->options_.network == Network::kTap) {
-        TRY_ASSIGN(made->net_, NetNamespace::make(kTap, std::string(kHostAddress) + "/24"));
+        TRY_ASSIGN(made->net_,
+            NetNamespace::make(kTap, std::string(kHostAddress) + "/24", made->options_.net_queues));
         stay.emplace(*made->net_);
         TRY(made->start_peer());
     }
@@ -213,18 +238,22 @@ Result<std::unique_ptr<LinuxVm>> LinuxVm::start(LinuxVmOptions options) {
     TRY(made->follow_console());
     if (!made->await("working", kBootTime))
         return Error(ErrorCode::kTimeout, "the Linux guest did not start to work; its console:\n" +
-                                              made->console() + "\nThe supervisor:\n" +
-                                              content_of(made->vm_->directory() + "/supervisor.log"));
+                                              made->console() + made->supervisor_log());
     return made;
 }
 
 LinuxVm::~LinuxVm() {
     follower_ = {};
     vm_.reset();
+    qemu_.reset();
     if (peer_ > 0) {
         ::kill(peer_, SIGKILL);
         ::waitpid(peer_, nullptr, 0);
     }
+}
+
+std::string LinuxVm::supervisor_log() const {
+    return vm_ ? "\nThe supervisor:\n" + content_of(vm_->directory() + "/supervisor.log") : "";
 }
 
 std::string LinuxVm::console() const {
@@ -278,6 +307,7 @@ bool LinuxVm::finish() {
     if (!await("summary", kClosingTime)) return false;
     end_peer(); // it hears the end of the guest's stream, and the guest still answers pings
     if (net_) counters_ = net_->counters();
+    if (!vm_) return true;
     type("poweroff");
     return vm_->await_supervisor_end() == 0;
 }

@@ -18,6 +18,7 @@
 #include "handoff/base/unique_fd.hpp"
 #include "tests/support/live_vm.hpp"
 #include "tests/support/net_namespace.hpp"
+#include "tests/support/qemu_vm.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 namespace liveupdate::tests {
@@ -27,14 +28,23 @@ std::string why_no_linux();
 
 enum class Network { kNone, kTap };
 
+// kQemu: the host's QEMU (microvm) by itself, without a supervisor, and so without updates.
+enum class Runner { kSupervisor, kQemu };
+
 struct LinuxVmOptions {
     unsigned vcpus = 1;
     unsigned memory_mib = 128;
     unsigned disks = 2;        // empty, for requests at random places
     unsigned file_systems = 1; // more disks, with ext4
     unsigned disk_mib = 64;
+    std::vector<std::string> given_disks; // paths, all zero, instead of images for the first disks
     Network network = Network::kTap;
-    unsigned ping_hz = 50;
+    unsigned net_queues = 1;
+    // At most; never more than 64 unanswered. On a software KVM, where ring 0 is interpreted, a guest with 1
+    // vCPU that does nothing else answers some 350 a second, beside all the other work 110.
+    unsigned ping_hz = 100;
+    unsigned peer_pause_us = 10000; // the peer's rest between two parts of its TCP stream
+    Runner runner = Runner::kSupervisor;
     std::string work = "lu.clock=1"; // beside the words for disks and network, which are added
     std::string disk_toml;           // in each [[disk]]
     std::string update_toml = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
@@ -54,7 +64,9 @@ public:
     LinuxVm& operator=(const LinuxVm&) = delete;
     ~LinuxVm();
 
-    LiveVm& vm() { return *vm_; }
+    LiveVm& vm() { return *vm_; } // Runner::kSupervisor only
+    // Where the tap is; null without one.
+    const NetNamespace* network() const { return net_.get(); }
     // All lines of the console so far that begin with "LU `word`".
     std::vector<std::string> lines(const std::string& word) const;
     std::string console() const;
@@ -66,7 +78,7 @@ public:
     void ping();
     // Stops the pings and the work, and waits for the guest's closing checks; ends the peer, once all pings
     // are answered; switches the guest off and waits for the end of the supervisor. False when one does not
-    // come.
+    // come. (QEMU by itself is left running.)
     bool finish();
     // After finish(): the peer's figures.
     const Figures& peer() const { return peer_figures_; }
@@ -87,9 +99,11 @@ public:
 private:
     explicit LinuxVm(LinuxVmOptions options) : options_(std::move(options)) {}
     std::string image_path(unsigned number) const;
+    std::string supervisor_log() const;
     Result<void> make_disks();
     Result<void> start_peer();
     Result<void> start_vm();
+    Result<void> start_qemu(const std::string& cmdline);
     Result<void> follow_console();
     void say_to_peer(const std::string& line);
     void end_peer();
@@ -105,6 +119,7 @@ private:
     mutable std::mutex mutex_;
     std::string console_;
     std::unique_ptr<LiveVm> vm_;
+    std::unique_ptr<QemuVm> qemu_;
     std::jthread follower_;
 };
 

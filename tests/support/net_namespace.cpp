@@ -52,11 +52,14 @@ Result<std::unique_ptr<NetNamespace>> NetNamespace::make_empty() {
     return made;
 }
 
-Result<std::unique_ptr<NetNamespace>> NetNamespace::make(const std::string& tap, const std::string& address) {
+Result<std::unique_ptr<NetNamespace>> NetNamespace::make(
+    const std::string& tap, const std::string& address, unsigned queues) {
     TRY_ASSIGN(std::unique_ptr<NetNamespace> made, make_empty());
     made->tap_ = tap;
     const Stay stay(*made);
-    TRY(run({"ip", "tuntap", "add", "dev", tap, "mode", "tap"}));
+    std::vector<std::string> add{"ip", "tuntap", "add", "dev", tap, "mode", "tap"};
+    if (queues > 1) add.push_back("multi_queue");
+    TRY(run(add));
     TRY(run({"ip", "address", "add", address, "dev", tap}));
     TRY(run({"ip", "link", "set", tap, "up"}));
     return made;

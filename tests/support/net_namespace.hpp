@@ -23,8 +23,9 @@ public:
     // Why none can be made here, e.g. "no CAP_NET_ADMIN"; empty when one can.
     static std::string why_none();
 
-    // The tap `name` is up and has `address`, such as "10.77.0.1/24".
-    static Result<std::unique_ptr<NetNamespace>> make(const std::string& tap, const std::string& address);
+    // The tap `name` is up and has `address`, such as "10.77.0.1/24". More than one queue: multi_queue.
+    static Result<std::unique_ptr<NetNamespace>> make(
+        const std::string& tap, const std::string& address, unsigned queues = 1);
 
     // Taps of several queues, up and without an address.
     static Result<std::unique_ptr<NetNamespace>> make_multi_queue(const std::vector<std::string>& taps);
@@ -41,6 +42,7 @@ public:
         UniqueFd home_;
     };
 
+    const std::string& tap() const { return tap_; } // empty with several
     Result<TapCounters> counters() const;
 
 private:

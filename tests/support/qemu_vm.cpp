@@ -31,6 +31,11 @@ bool contains(const nlohmann::json& whole, const nlohmann::json& part) {
         [&](const auto& each) { return whole.contains(each.key()) && whole[each.key()] == each.value(); });
 }
 
+double ms_of(const nlohmann::json& event) {
+    const auto at = event.value("timestamp", nlohmann::json::object());
+    return at.value("seconds", 0.0) * 1e3 + at.value("microseconds", 0.0) / 1e3;
+}
+
 } // namespace
 
 std::string why_no_qemu() {
@@ -106,7 +111,7 @@ Result<nlohmann::json> QemuProcess::command(const std::string& name, const nlohm
     }
 }
 
-Result<void> QemuProcess::await_event(const std::string& name, const nlohmann::json& data) {
+Result<nlohmann::json> QemuProcess::await_event(const std::string& name, const nlohmann::json& data) {
     const nlohmann::json wanted = data.is_null() ? nlohmann::json::object() : data;
     const auto fits = [&](const nlohmann::json& event) {
         return event.value("event", "") == name &&
@@ -114,12 +119,13 @@ Result<void> QemuProcess::await_event(const std::string& name, const nlohmann::j
     };
     const auto kept = std::find_if(events_.begin(), events_.end(), fits);
     if (kept != events_.end()) {
+        nlohmann::json event = std::move(*kept);
         events_.erase(kept);
-        return {};
+        return event;
     }
     for (const Deadline deadline = Deadline::after(kAnswerTime);;) {
         TRY_ASSIGN(nlohmann::json event, next(deadline).context("wait for " + name));
-        if (fits(event)) return {};
+        if (fits(event)) return event;
         events_.push_back(std::move(event));
     }
 }
@@ -148,14 +154,29 @@ QemuVm::~QemuVm() {
 
 std::vector<std::string> QemuVm::arguments(const std::string& monitor) const {
     const std::string mib = std::to_string(options_.memory_mib), vcpus = std::to_string(options_.vcpus);
+    const std::string& guest = options_.guest;
     // Not every KVM lets IA32_ARCH_CAPABILITIES be set, and QEMU dies of that.
     std::vector<std::string> all{"qemu-system-x86_64", "-accel", "kvm", "-cpu", "host,-arch-capabilities",
-        "-M", "microvm,pit=on,pic=on,rtc=off,memory-backend=m0", "-m", mib, "-smp", vcpus, "-nodefaults",
+        "-M", options_.machine + ",memory-backend=m0", "-m", mib, "-smp", vcpus, "-nodefaults",
         "-no-user-config", "-display", "none", "-no-reboot", "-object",
         "memory-backend-file,id=m0,size=" + mib + "M,share=on,mem-path=" + directory_ + "/ram", "-serial",
-        "null", "-kernel", guest_image(options_.guest), "-append", options_.cmdline + " vcpus=" + vcpus,
+        options_.serial.empty() ? "null" : "unix:" + options_.serial + ",server=on,wait=off", "-kernel",
+        guest.starts_with("/") ? guest : guest_image(guest), "-append", options_.cmdline + " vcpus=" + vcpus,
         "-qmp", "unix:" + monitor + ",server=on,wait=off"};
-    all.insert(all.end(), options_.more.begin(), options_.more.end());
+    const auto add = [&](std::initializer_list<std::string> more) { all.insert(all.end(), more); };
+    if (!options_.initrd.empty()) add({"-initrd", options_.initrd});
+    if (!options_.disks.empty()) add({"-object", "iothread,id=io"});
+    if (!options_.disks.empty() || !options_.tap.empty()) add({"-global", "virtio-mmio.force-legacy=false"});
+    for (size_t i = 0; i < options_.disks.size(); ++i) {
+        const std::string id = "disk" + std::to_string(i), &path = options_.disks[i];
+        const std::string driver = std::filesystem::is_block_file(path) ? "host_device" : "file";
+        add({"-blockdev", "driver=" + driver + ",node-name=" + id + ",filename=" + path +
+                              ",locking=off,cache.direct=on,aio=io_uring,discard=unmap"});
+        add({"-device", "virtio-blk-device,iothread=io,drive=" + id + ",num-queues=" + vcpus});
+    }
+    if (!options_.tap.empty())
+        add({"-netdev", "tap,id=net0,vhost=off,script=no,downscript=no,ifname=" + options_.tap, "-device",
+            "virtio-net-device,netdev=net0"});
     return all;
 }
 
@@ -192,8 +213,13 @@ Result<void> QemuVm::prepare() {
 
 Result<void> QemuVm::switch_over() {
     TRY(process_->command("migrate", {{"uri", "unix:" + directory_ + "/migration"}}));
-    TRY(next_->await_event("RESUME"));
-    return process_->await_event("MIGRATION", {{"status", "completed"}});
+    TRY_ASSIGN(const nlohmann::json resumed, next_->await_event("RESUME"));
+    TRY(process_->await_event("MIGRATION", {{"status", "completed"}}));
+    TRY_ASSIGN(const nlohmann::json stopped, process_->await_event("STOP"));
+    TRY_ASSIGN(const nlohmann::json told, process_->command("query-migrate"));
+    downtime_ms_ = told.value("downtime", 0.0);
+    stopped_ms_ = ms_of(resumed) - ms_of(stopped);
+    return {};
 }
 
 void QemuVm::finish() {

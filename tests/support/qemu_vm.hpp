@@ -23,12 +23,19 @@ namespace liveupdate::tests {
 std::string why_no_qemu();
 
 struct QemuOptions {
-    std::string guest = "clock.elf";
-    std::string cmdline; // beside vcpus=, which is added
+    std::string guest = "clock.elf"; // or a path
+    std::string cmdline;             // beside vcpus=, which is added
     unsigned vcpus = 1;
     unsigned memory_mib = 64;
-    std::vector<std::string> more; // arguments
+    std::string machine = "microvm,pit=on,pic=on,rtc=off";
+    std::string initrd;             // path; empty: none
+    std::string serial;             // path at which its serial port listens; empty: none. No update with it
+    std::vector<std::string> disks; // raw files or block devices: O_DIRECT, io_uring, an iothread for all
+    std::string tap;                // of the network namespace of the thread that starts it; empty: none
 };
+
+// Words for the command line of the test guest `disk.elf`, which looks for its disk where microvm has it.
+inline constexpr const char* kMicrovmMmio = "mmio=0xfeb00000 mmio_slots=24";
 
 // One process and its monitor.
 class QemuProcess {
@@ -41,8 +48,8 @@ public:
 
     // One QMP command; its return value. Events that come meanwhile are kept.
     Result<nlohmann::json> command(const std::string& name, const nlohmann::json& arguments = {});
-    // Waits for an event of that name whose data contain `data`.
-    Result<void> await_event(const std::string& name, const nlohmann::json& data = {});
+    // Waits for an event of that name whose data contain `data`; the event.
+    Result<nlohmann::json> await_event(const std::string& name, const nlohmann::json& data = {});
     void forget_events() { events_.clear(); }
     // Ends it in order, and waits for its end.
     void quit();
@@ -62,8 +69,9 @@ public:
     static Result<std::unique_ptr<QemuVm>> start(QemuOptions options);
     ~QemuVm();
 
-    const ::tests::guests::Report& report() const {
-        return *reinterpret_cast<const ::tests::guests::Report*>(ram_.data() + ::tests::guests::kReportGpa);
+    const ::tests::guests::Report& report() const { return writable_report(); }
+    ::tests::guests::Report& writable_report() const {
+        return *reinterpret_cast<::tests::guests::Report*>(ram_.data() + ::tests::guests::kReportGpa);
     }
     bool guest_started() const;
 
@@ -71,6 +79,10 @@ public:
     Result<void> prepare();
     // The migration; returns once the destination has resumed. The source is left standing.
     Result<void> switch_over();
+    // After switch_over(), in ms: what QEMU calls the migration's downtime, and the time from its STOP event
+    // to the destination's RESUME event.
+    double downtime_ms() const { return downtime_ms_; }
+    double stopped_ms() const { return stopped_ms_; }
     // Ends the source.
     void finish();
 
@@ -82,6 +94,7 @@ private:
     QemuOptions options_;
     std::string directory_; // on tmpfs
     unsigned started_ = 0;
+    double downtime_ms_ = 0, stopped_ms_ = 0;
     handoff::SharedMapping ram_;
     std::unique_ptr<QemuProcess> process_, next_;
 };

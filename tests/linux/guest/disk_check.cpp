@@ -12,6 +12,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "tests/linux/guest/queues.hpp"
+
 namespace linux_guest {
 namespace {
 
@@ -213,6 +215,7 @@ void DiskCheck::read_all() {
 void DiskCheck::run(const std::atomic<bool>& stop) {
     if (!open()) return;
     while (!stop && !lost()) {
+        if (options_.wander) next_cpu();
         submit_free();
         if (in_flight_ > 0) reap(1);
         if (options_.pause_us > 0) sleep_us(options_.pause_us);
@@ -223,8 +226,9 @@ void DiskCheck::run(const std::atomic<bool>& stop) {
 }
 
 std::string DiskCheck::progress() const {
-    return text("disk %s reads=%llu writes=%llu flushes=%llu slowest_us=%llu", options_.name.c_str(),
-        ULL{reads_.load()}, ULL{writes_.load()}, ULL{flushes_.load()}, ULL{slowest_ns_.value() / 1000});
+    return text("disk %s queues=%u reads=%llu writes=%llu flushes=%llu slowest_us=%llu",
+        options_.name.c_str(), disk_queues(options_.name), ULL{reads_.load()}, ULL{writes_.load()},
+        ULL{flushes_.load()}, ULL{slowest_ns_.value() / 1000});
 }
 
 } // namespace linux_guest

@@ -22,6 +22,7 @@ struct DiskOptions {
     unsigned depth = 8;          // requests in flight
     unsigned request_blocks = 4; // at most in one request
     std::uint64_t pause_us = 0;  // after each round
+    bool wander = false;         // another CPU for each round
 };
 
 // The disk is all zero at the beginning. No two requests for one block are ever in flight together, so that

@@ -45,6 +45,7 @@ std::vector<std::unique_ptr<Check>> make_checks(const Options& options, SharedCl
         of.request_blocks = static_cast<unsigned>(options.number("request_blocks", of.request_blocks));
         of.depth = static_cast<unsigned>(options.number("depth", of.depth));
         of.pause_us = options.number("disk_pause_us", of.pause_us);
+        of.wander = options.number("wander", 0) != 0;
         checks.push_back(std::make_unique<DiskCheck>(std::move(of)));
     }
     for (const std::string& name : options.list("files"))
@@ -53,6 +54,7 @@ std::vector<std::unique_ptr<Check>> make_checks(const Options& options, SharedCl
         NetOptions of{options.word("net", "eth0"), address, options.word("peer")};
         of.chunk = options.number("tcp_chunk", of.chunk);
         of.pause_us = options.number("tcp_pause_us", of.pause_us);
+        of.wander = options.number("wander", 0) != 0;
         if (set_up_interface(of.interface, address) && !of.peer.empty())
             checks.push_back(connected(std::move(of)));
     }

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "tests/linux/guest/queues.hpp"
 #include "tests/linux/pattern.hpp"
 
 namespace linux_guest {
@@ -64,6 +65,7 @@ void NetCheck::connect() {
 }
 
 void NetCheck::send_some() {
+    if (options_.wander) next_cpu();
     buffer_.resize(options_.chunk);
     fill_stream(buffer_, kGuestToHost, sent_);
     const ssize_t n = ::send(fd_, buffer_.data(), buffer_.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -127,7 +129,8 @@ void NetCheck::run(const std::atomic<bool>& stop) {
 }
 
 std::string NetCheck::progress() const {
-    return text("tcp sent=%llu received=%llu", ULL{sent_.load()}, ULL{received_.load()});
+    return text("tcp sent=%llu received=%llu %s", ULL{sent_.load()}, ULL{received_.load()},
+        queue_packets(options_.interface).c_str());
 }
 
 } // namespace linux_guest

@@ -17,6 +17,7 @@ struct NetOptions {
     std::string peer;    // "10.77.0.1"
     std::uint64_t chunk = 16384;
     std::uint64_t pause_us = 10000; // between two chunks sent
+    bool wander = false;            // another CPU for each of them
 };
 
 // Gives the interface its address and sets it up; what went wrong goes to error().

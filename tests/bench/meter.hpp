@@ -1,0 +1,37 @@
+// What has gone through a disk or a network, counted by the host's kernel behind the VMM, whoever that is.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "handoff/base/result.hpp"
+#include "handoff/base/unique_fd.hpp"
+#include "tests/support/loop_device.hpp"
+#include "tests/support/net_namespace.hpp"
+
+namespace liveupdate::tests {
+
+class Meter {
+public:
+    static Result<Meter> of(const LoopDevice& disk);
+    static Result<Meter> of(const NetNamespace& network);
+
+    // Bytes so far, both ways: what the disk has completed, what was given to the tap and taken from it.
+    uint64_t bytes() const { return count_(content(), name_); }
+
+private:
+    using Count = uint64_t (*)(const std::string& content, const std::string& name);
+    Meter(UniqueFd file, std::string name, Count count)
+        : file_(std::move(file)), name_(std::move(name)), count_(count) {}
+    std::string content() const;
+
+    UniqueFd file_; // of /sys or /proc: each read from its beginning counts anew
+    std::string name_;
+    Count count_;
+};
+
+// MB/s over each of `count` stretches of `seconds`, one after the other.
+std::vector<double> rates(const Meter& meter, unsigned count, double seconds);
+
+} // namespace liveupdate::tests
