@@ -23,12 +23,6 @@ struct Asker {
     }
 };
 
-std::string word_in(const json& object, const char* key) {
-    if (!object.is_object()) return {};
-    const auto found = object.find(key);
-    return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
-}
-
 Result<void> check_capabilities(const Asker& ask) {
     TRY_ASSIGN(const json all, ask("query-migrate-capabilities"));
     std::set<std::string> known;

@@ -28,11 +28,6 @@ Result<std::string> machine_type(QemuProcess& qemu, Deadline deadline) {
     return type.substr(0, type.size() - kSuffix.size());
 }
 
-std::string word_in(const nlohmann::json& object, const char* key) {
-    const auto found = object.find(key);
-    return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
-}
-
 } // namespace
 
 QemuDriver::QemuDriver(const VmConfig& config, const Paths& paths)

@@ -5,6 +5,7 @@
 
 #include "supervisor/qemu/command_line.hpp"
 #include "supervisor/qemu/compare.hpp"
+#include "supervisor/qemu/disks.hpp"
 #include "supervisor/qemu/run_state.hpp"
 
 namespace liveupdate::supervisor::qemu {
@@ -22,11 +23,6 @@ constexpr auto kProbationStep = std::chrono::milliseconds(100);
 
 handoff::Participant next_participant(handoff::Participant current) {
     return static_cast<handoff::Participant>(current % handoff::kMaxParticipant + 1);
-}
-
-std::string word_in(const json& object, const char* key) {
-    const auto found = object.find(key);
-    return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
 }
 
 Result<void> set_capabilities(QemuProcess& qemu, Deadline deadline, int cancel_fd) {
@@ -88,7 +84,7 @@ Result<void> QemuUpdate::check_source() {
         blocked->front().is_string())
         return Error(
             ErrorCode::kRefused, "QEMU cannot migrate this guest: " + blocked->front().get<std::string>());
-    return {};
+    return check_disks(at_.source, deadline);
 }
 
 Result<void> QemuUpdate::prepare() {

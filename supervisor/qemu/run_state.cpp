@@ -9,12 +9,6 @@ namespace {
 
 constexpr auto kLook = std::chrono::milliseconds(1);
 
-std::string word_in(const nlohmann::json& answer, const char* key) {
-    const auto found = answer.is_object() ? answer.find(key) : answer.end();
-    return answer.is_object() && found != answer.end() && found->is_string() ? found->get<std::string>()
-                                                                             : std::string();
-}
-
 bool is_over(const std::string& status) {
     return status.empty() || status == "none" || status == "completed" || status == "failed" ||
            status == "cancelled";
