@@ -35,7 +35,7 @@ constexpr size_t kLongestDevice = 15; // Linux: IFNAMSIZ with its NUL
 constexpr size_t kMostDevices = 14;   // interrupts that the VMM has for virtio devices
 constexpr size_t kLongestFile = size_t{1} << 20;
 
-constexpr std::array<std::string_view, 3> kBackings = {"memfd", "tmpfs", "hugetlbfs"};
+constexpr std::array<std::string_view, 4> kBackings = {"memfd", "tmpfs", "hugetlbfs", "private"};
 constexpr std::array<std::string_view, 4> kConsoleTypes = {"pty", "file", "socket", "none"};
 constexpr std::array<std::string_view, 2> kConsoleDevices = {"serial", "virtio"};
 constexpr std::array<std::string_view, 3> kRehearse = {"always", "plan", "never"};
@@ -112,19 +112,22 @@ void read_qemu(Section qemu, VmConfig& config) {
 
 void read_directory(Section& block, const std::string& folder, MemoryConfig& memory) {
     block.path("directory", folder, memory.directory);
-    if (memory.backing != Backing::kMemfd) {
+    if (memory.backing == Backing::kTmpfs || memory.backing == Backing::kHugetlbfs) {
         if (memory.directory.empty())
             memory.directory = memory.backing == Backing::kTmpfs ? "/dev/shm" : "/dev/hugepages";
     } else if (block.has("directory")) {
         block.complain("directory",
-            "'directory' in [[memory]] is for backing 'tmpfs' or 'hugetlbfs'; a memfd lies in no folder");
+            "'directory' in [[memory]] is for backing 'tmpfs' or 'hugetlbfs'; other RAM lies in no folder");
     }
 }
 
-MemoryConfig read_block(Section block, const std::string& folder) {
+MemoryConfig read_block(Section block, const std::string& folder, const VmConfig& config) {
     MemoryConfig memory;
     const bool sized = block.size("size", memory.size);
     block.choice("backing", words(kBackings), memory.backing);
+    if (!is_qemu(config) && memory.backing == Backing::kPrivate)
+        block.complain(
+            "backing", "'backing' in [[memory]] is 'private', which only driver 'qemu' has; leave it out");
     read_directory(block, folder, memory);
     const uint64_t page = memory.backing == Backing::kHugetlbfs ? 2 * kMiB : 4096;
     if (!block.has("size"))
@@ -149,7 +152,7 @@ void read_memory(Section& top, Complaints& complaints, const std::string& folder
         return top.complain(
             "memory", "more than " + std::to_string(kMostBlocks) + " [[memory]] blocks; join some");
     for (const toml::table* block : blocks)
-        config.memory.push_back(read_block(Section(complaints, "[[memory]]", block), folder));
+        config.memory.push_back(read_block(Section(complaints, "[[memory]]", block), folder, config));
     if (is_qemu(config) && blocks.size() > 1)
         top.complain("memory", "more than one [[memory]] block; driver 'qemu' takes one");
     const bool all_sized = std::all_of(

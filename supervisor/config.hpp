@@ -12,7 +12,7 @@
 
 namespace liveupdate::supervisor {
 
-enum class Backing { kMemfd, kTmpfs, kHugetlbfs };
+enum class Backing { kMemfd, kTmpfs, kHugetlbfs, kPrivate }; // kPrivate: QEMU's own
 enum class ConsoleType { kPty, kFile, kSocket, kNone };
 enum class ConsoleDevice { kSerial, kVirtio };
 enum class Rehearse { kAlways, kPlan, kNever };
@@ -46,7 +46,7 @@ struct QemuConfig {
 struct MemoryConfig {
     uint64_t size = 0; // bytes; a multiple of 4 KiB, of 2 MiB for hugetlbfs
     Backing backing = Backing::kMemfd;
-    std::string directory; // where the unlinked file is made; empty for memfd
+    std::string directory; // where the unlinked file is made; empty for memfd and private
 };
 
 // One [[disk]]; the first is disk0, for Linux vda.

@@ -3,9 +3,12 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "handoff/base/fd.hpp"
 #include "supervisor/qemu/command_line.hpp"
 #include "supervisor/qemu/qemu_update.hpp"
+#include "supervisor/qemu/recovery.hpp"
 #include "supervisor/qemu/run_state.hpp"
 
 namespace liveupdate::supervisor::qemu {
@@ -16,6 +19,8 @@ constexpr auto kAnswerTime = std::chrono::seconds(5);
 constexpr auto kFindTime = std::chrono::seconds(2);
 constexpr auto kOthersEndTime = std::chrono::seconds(3); // of QEMUs that have no monitor yet
 constexpr auto kQuitTime = std::chrono::seconds(2);
+constexpr auto kPagesTime =
+    std::chrono::seconds(60); // for the pages of an update by postcopy; then once more
 constexpr handoff::Participant kFirst = 1;
 
 // "pc-q35-7.2" of a QEMU that was asked for "q35".
@@ -92,6 +97,23 @@ Result<void> QemuDriver::take_owner(std::vector<QemuProcess> found) {
         guest_.reset();
         return {};
     }
+    const auto rest = std::find_if(found.begin(), found.end(), [](const auto& each) { return bool(each); });
+    QemuProcess* const other = rest == found.end() ? nullptr : &*rest;
+    const auto owner = settle_postcopy(vmm_, other, *guest_->baton, Deadline::after(kPagesTime));
+    if (!owner) {
+        vmm_.forget();
+        return fail(owner.error());
+    }
+    if (*owner == PostcopyOwner::kOther) std::swap(vmm_, *other);
+    if (*owner == PostcopyOwner::kNobody) {
+        spdlog::error(
+            "{}: an update by postcopy was cut short, and pages of the guest's RAM with it", config_.name);
+        found.clear();
+        vmm_.kill();
+        guest_.reset();
+        return {};
+    }
+    word = guest_->baton->read();
     // The others end before the owner is made to run: a migration that was under way is over then.
     for (QemuProcess& process : found)
         if (process) process.kill();
@@ -201,8 +223,10 @@ void QemuDriver::kill() {
 
 std::vector<handoff::FdToSend> QemuDriver::keepsakes() const {
     if (!vmm_ || !guest_) return {};
-    return {{"vmm-" + std::to_string(vmm_.pid()), vmm_.pidfd()}, {"baton", guest_->baton_fd.get()},
-        {kRamId, guest_->ram.get()}};
+    std::vector<handoff::FdToSend> all{
+        {"vmm-" + std::to_string(vmm_.pid()), vmm_.pidfd()}, {"baton", guest_->baton_fd.get()}};
+    if (guest_->ram) all.push_back({kRamId, guest_->ram.get()});
+    return all;
 }
 
 UpdateResult QemuDriver::update(UpdateRequest request, std::string id, const UpdateHooks& hooks) {

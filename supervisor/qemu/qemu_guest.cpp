@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "handoff/base/fd.hpp"
@@ -38,9 +39,11 @@ Result<QemuGuest> QemuGuest::create(
     const VmConfig& config, const Paths& paths, const std::string& machine_type) {
     QemuGuest guest;
     const MemoryConfig& memory = config.memory.front();
-    TRY_ASSIGN(handoff::RamBlock block,
-        handoff::create_ram_block(kRamId, ram_kind(memory.backing), memory.size, memory.directory));
-    guest.ram = std::move(block.file);
+    if (memory.backing != Backing::kPrivate) {
+        TRY_ASSIGN(handoff::RamBlock block,
+            handoff::create_ram_block(kRamId, ram_kind(memory.backing), memory.size, memory.directory));
+        guest.ram = std::move(block.file);
+    }
     TRY_ASSIGN(guest.baton_fd, handoff::Baton::create_segment());
     TRY_ASSIGN(handoff::Baton baton, handoff::Baton::map(guest.baton_fd.get()));
     guest.baton = std::make_unique<handoff::Baton>(std::move(baton));
@@ -64,7 +67,12 @@ Result<QemuGuest> QemuGuest::from(const QemuProcess& process) {
     TRY_ASSIGN(guest.baton_fd, process.take_fd(kBatonFd));
     TRY_ASSIGN(handoff::Baton baton, handoff::Baton::map(guest.baton_fd.get()));
     guest.baton = std::make_unique<handoff::Baton>(std::move(baton));
-    TRY_ASSIGN(guest.ram, process.take_fd(kRamFd));
+    const auto has_ram = [](const std::string& argument) {
+        return argument.find('"' + ram_path() + '"') != std::string::npos;
+    };
+    if (std::any_of(guest.arguments.begin(), guest.arguments.end(), has_ram)) {
+        TRY_ASSIGN(guest.ram, process.take_fd(kRamFd));
+    }
     for (const int number : device_numbers(guest.arguments)) {
         TRY_ASSIGN(guest.devices[number], process.take_fd(number));
     }
@@ -84,7 +92,8 @@ nlohmann::json QemuGuest::console_backend() const {
 }
 
 std::vector<ChildFd> QemuGuest::fds() const {
-    std::vector<ChildFd> all{{ram.get(), kRamFd}, {baton_fd.get(), kBatonFd}};
+    std::vector<ChildFd> all{{baton_fd.get(), kBatonFd}};
+    if (ram) all.push_back({ram.get(), kRamFd});
     for (const auto& [number, file] : devices)
         all.push_back({file.get(), number});
     return all;

@@ -17,7 +17,7 @@
 namespace liveupdate::supervisor::qemu {
 
 struct QemuGuest {
-    UniqueFd ram;
+    UniqueFd ram;                    // none when it is private to each QEMU
     std::map<int, UniqueFd> devices; // console and taps, by the numbers that each QEMU has them under
     UniqueFd baton_fd;
     // Moved by the supervisor alone, on behalf of the QEMUs, which know nothing of it: a QEMU is let run the

@@ -40,7 +40,23 @@ Result<pid_t> peer_of(int socket) {
     return peer.pid;
 }
 
+std::vector<std::string> cpr_channels(const MonitorFolder& folder) {
+    std::vector<std::string> channels;
+    for (const nlohmann::json& channel : migration_channels(folder))
+        channels.push_back(channel.dump());
+    return channels;
+}
+
 } // namespace
+
+nlohmann::json migration_channels(const MonitorFolder& folder) {
+    const auto channel = [](const char* type, const std::string& path) -> nlohmann::json {
+        return {
+            {"channel-type", type}, {"addr", {{"transport", "socket"}, {"type", "unix"}, {"path", path}}}};
+    };
+    return nlohmann::json::array(
+        {channel("main", folder.migration_socket()), channel("cpr", folder.cpr_socket())});
+}
 
 Result<void> MonitorFolder::make() const {
     if (::mkdir(path_.c_str(), 0700) < 0 && errno != EEXIST) return Error::from_errno("make " + path_);
@@ -104,38 +120,67 @@ Result<QemuProcess> QemuProcess::spawn(const OpenBinary& binary,
     arguments.insert(arguments.end(),
         {kMonitorOption, "unix:" + with_commas_doubled(qemu.socket_) + ",server=on,wait=off", "-S"});
     if (role == Role::kIncoming) arguments.insert(arguments.end(), {"-incoming", "defer"});
+    if (role == Role::kCpr) {
+        for (const std::string& channel : cpr_channels(folder))
+            arguments.insert(arguments.end(), {"-incoming", channel});
+        for (const std::string& path : {folder.cpr_socket(), folder.migration_socket()})
+            if (::unlink(path.c_str()) < 0 && errno != ENOENT) return Error::from_errno("remove " + path);
+    }
     TRY_ASSIGN(const UniqueFd life, folder.life());
     std::vector<ChildFd> fds = guest_fds;
     fds.push_back({life.get(), kLifeFd});
     TRY_ASSIGN(qemu.process_, ChildProcess::spawn(binary, arguments, fds));
-    auto connected = qemu.connect(qemu.socket_, deadline, cancel_fd);
-    if (!connected) {
-        Error error = std::move(connected).error();
-        if (error.code == ErrorCode::kPeerGone) error = qemu.gone(error);
-        if (error.code == ErrorCode::kTimeout)
-            error.message = "it did not answer as a QEMU within the time limit";
-        return std::move(error).context(binary.info.path);
-    }
+    if (role == Role::kCpr)
+        TRY(qemu.await_cpr(folder, deadline, cancel_fd));
+    else
+        TRY(qemu.connect(deadline, cancel_fd));
     return qemu;
 }
 
-Result<void> QemuProcess::connect(const std::string& path, Deadline deadline, int cancel_fd) {
+Result<void> QemuProcess::connect(Deadline deadline, int cancel_fd) {
+    auto connected = open_monitor(deadline, cancel_fd);
+    if (connected) return {};
+    Error error = std::move(connected).error();
+    if (error.code == ErrorCode::kPeerGone) error = gone(error);
+    if (error.code == ErrorCode::kTimeout)
+        error.message = "it did not answer as a QEMU within the time limit";
+    return std::move(error).context(binary_.info.path);
+}
+
+Result<void> QemuProcess::open_monitor(Deadline deadline, int cancel_fd) {
     for (;;) {
-        auto socket = fd::unix_connect(path, SOCK_STREAM);
+        auto socket = fd::unix_connect(socket_, SOCK_STREAM);
         if (socket) {
             TRY_ASSIGN(const pid_t peer, peer_of(socket->get()));
             if (peer != pid())
                 return Error(
-                    ErrorCode::kProtocol, "somebody else than the started process listens at " + path);
+                    ErrorCode::kProtocol, "somebody else than the started process listens at " + socket_);
             TRY_ASSIGN(monitor_, QmpChannel::open(std::move(*socket), deadline, cancel_fd));
             return {};
         }
-        if (!alive()) return Error(ErrorCode::kPeerGone, "it has ended");
-        if (deadline.passed()) return Error(ErrorCode::kTimeout, "it does not listen");
-        pollfd polled[] = {{process_.pidfd(), POLLIN, 0}, {cancel_fd, POLLIN, 0}};
-        ::poll(polled, 2, static_cast<int>(kLook.count()));
-        if (polled[1].revents != 0) return Error(ErrorCode::kAborted, "somebody asked for it to stop");
+        TRY(look_again(deadline, cancel_fd));
     }
+}
+
+// Its sockets are there once it has come as far as to listen.
+Result<void> QemuProcess::await_cpr(const MonitorFolder& folder, Deadline deadline, int cancel_fd) {
+    while (::access(folder.cpr_socket().c_str(), F_OK) < 0) {
+        auto looked = look_again(deadline, cancel_fd);
+        if (looked) continue;
+        Error error = std::move(looked).error();
+        if (error.code == ErrorCode::kPeerGone) error = gone(error);
+        return std::move(error).context(binary_.info.path);
+    }
+    return {};
+}
+
+Result<void> QemuProcess::look_again(Deadline deadline, int cancel_fd) {
+    if (!alive()) return Error(ErrorCode::kPeerGone, "it has ended");
+    if (deadline.passed()) return Error(ErrorCode::kTimeout, "it does not listen");
+    pollfd polled[] = {{process_.pidfd(), POLLIN, 0}, {cancel_fd, POLLIN, 0}};
+    ::poll(polled, 2, static_cast<int>(kLook.count()));
+    if (polled[1].revents != 0) return Error(ErrorCode::kAborted, "somebody asked for it to stop");
+    return {};
 }
 
 Result<QemuProcess> QemuProcess::find(

@@ -31,6 +31,7 @@ public:
     Result<void> make() const;
     std::string socket(handoff::Participant participant) const;
     std::string migration_socket() const { return path_ + "/migration.sock"; }
+    std::string cpr_socket() const { return path_ + "/cpr.sock"; }
     // The participants that have, or had, a monitor here; ascending.
     std::vector<handoff::Participant> participants() const;
 
@@ -45,16 +46,23 @@ private:
     std::string path_;
 };
 
+// Where a destination of Role::kCpr listens, as QMP's `migrate` takes it.
+nlohmann::json migration_channels(const MonitorFolder& folder);
+
 class QemuProcess {
 public:
     QemuProcess() = default;
 
     // Starts `binary`, stopped, with the guest's arguments and those of one process, and connects to its
-    // monitor. Errors name the binary and carry its last words. `incoming`: it waits for a guest.
-    enum class Role { kFirst, kIncoming };
+    // monitor. Errors name the binary and carry its last words. kIncoming waits to be told where the guest
+    // comes from; kCpr listens at the folder's sockets, and its monitor is there only once the source has
+    // begun to migrate: connect() is then the caller's to call.
+    enum class Role { kFirst, kIncoming, kCpr };
     static Result<QemuProcess> spawn(const OpenBinary& binary,
         const std::vector<std::string>& guest_arguments, Role role, handoff::Participant participant,
         const MonitorFolder& folder, const std::vector<ChildFd>& guest_fds, Deadline deadline, int cancel_fd);
+    // To the monitor of one that was started with kCpr. Errors as spawn()'s.
+    Result<void> connect(Deadline deadline, int cancel_fd);
     // One that a former supervisor has started. kNotFound: nobody listens at its monitor. On any other error
     // it lives on.
     static Result<QemuProcess> find(
@@ -89,7 +97,9 @@ public:
     Result<UniqueFd> take_fd(int number) const;
 
 private:
-    Result<void> connect(const std::string& socket, Deadline deadline, int cancel_fd);
+    Result<void> open_monitor(Deadline deadline, int cancel_fd);
+    Result<void> await_cpr(const MonitorFolder& folder, Deadline deadline, int cancel_fd);
+    Result<void> look_again(Deadline deadline, int cancel_fd);
     Error gone(const Error& error);
 
     ChildProcess process_;

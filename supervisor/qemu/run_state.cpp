@@ -30,8 +30,30 @@ Result<std::string> migration_status(QemuProcess& qemu, Deadline deadline) {
     return word_in(answer, "status");
 }
 
+Result<std::string> settled_migration(QemuProcess& qemu, Deadline deadline) {
+    for (;; ::usleep(std::chrono::microseconds(kLook).count())) {
+        TRY_ASSIGN(std::string status, migration_status(qemu, deadline));
+        if (is_over(status) || status == "postcopy-paused") return status;
+        if (deadline.passed())
+            return Error(ErrorCode::kTimeout, "QEMU's migration does not end: it is " + status);
+    }
+}
+
+bool has_all_pages(const std::string& settled_status) {
+    return settled_status.empty() || settled_status == "none" || settled_status == "failed" ||
+           settled_status == "cancelled";
+}
+
+Result<uint64_t> downtime_us(QemuProcess& qemu, Deadline deadline) {
+    TRY_ASSIGN(const nlohmann::json answer, qemu.execute("query-migrate", nullptr, deadline));
+    const auto ms = answer.find("downtime");
+    return ms != answer.end() && ms->is_number_unsigned() ? ms->get<uint64_t>() * 1000 : 0;
+}
+
 Result<void> make_run(QemuProcess& qemu, Deadline deadline) {
     TRY_ASSIGN(std::string migration, migration_status(qemu, deadline));
+    if (migration.starts_with("postcopy"))
+        return Error(ErrorCode::kRefused, "pages of the guest's RAM are with another QEMU");
     if (!is_over(migration)) TRY(qemu.execute("migrate_cancel", nullptr, deadline));
     for (; !is_over(migration); ::usleep(std::chrono::microseconds(kLook).count())) {
         if (deadline.passed())

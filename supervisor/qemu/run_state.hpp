@@ -17,6 +17,14 @@ Result<RunState> run_state(QemuProcess& qemu, Deadline deadline);
 // Of its last or present migration: "active", "completed", "failed"; empty when it has had none.
 Result<std::string> migration_status(QemuProcess& qemu, Deadline deadline);
 
+// The same once it stands: "completed", "failed", "cancelled", "postcopy-paused"... kTimeout.
+Result<std::string> settled_migration(QemuProcess& qemu, Deadline deadline);
+
+// Whether a source whose migration by postcopy stands so can still run the guest: it has given no page away.
+bool has_all_pages(const std::string& settled_status);
+// Of its last migration, as QEMU measures it: whole milliseconds. 0: it tells none.
+Result<uint64_t> downtime_us(QemuProcess& qemu, Deadline deadline);
+
 // Makes the guest run in a QEMU that is its owner, whatever migration was under way; nobody else may be able
 // to run it. kRefused: QEMU does not let it.
 Result<void> make_run(QemuProcess& qemu, Deadline deadline);

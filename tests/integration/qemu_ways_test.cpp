@@ -1,0 +1,148 @@
+// Each way by which a QEMU guest can be moved: chosen, asked for, refused; and the guest of private RAM.
+#include <signal.h>
+
+#include "handoff/phase.hpp"
+#include "tests/integration/qemu_checks.hpp"
+
+namespace liveupdate::tests {
+namespace {
+
+using handoff::Party;
+using handoff::Phase;
+using supervisor::Outcome;
+using ::tests::guests::read_field;
+
+// Verifies and rewrites all of its RAM again and again.
+LiveVmOptions private_guest() {
+    LiveVmOptions options = qemu_guest();
+    options.guest = "pattern.elf";
+    options.cmdline = "touch=4096";
+    options.backing = "private";
+    options.memory_mib = 128;
+    options.update_toml = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
+    return options;
+}
+
+nlohmann::json by(const char* way) {
+    return {{"way", way}};
+}
+
+nlohmann::json fault(Phase phase, Party victim, const char* action) {
+    return {{"fault", {{"phase", to_string(phase)}, {"victim", to_string(victim)}, {"action", action}}}};
+}
+
+// The guest has verified all of its RAM once more, from now on.
+void check_ram(LiveVm& vm) {
+    const auto passes = [&] { return read_field(vm.report().vcpus[0].pattern.passes); };
+    const uint64_t before = passes();
+    CHECK(LiveVm::eventually([&] { return passes() > before + 2; }, std::chrono::seconds(60)));
+    CHECK_MESSAGE(read_field(vm.report().header.errors) == 0, first_error_of(vm));
+}
+
+TEST_CASE("a guest of shared RAM is moved by x-ignore-shared, and a plan says so") {
+    NEEDS_QEMU();
+    const auto vm = started(qemu_guest());
+    const auto plan = vm->update(kQemuPath, {{"kind", "plan"}});
+    REQUIRE_MESSAGE(plan, plan.error().message);
+    CHECK_MESSAGE(plan->outcome == Outcome::kPlanned, plan->reason);
+    CHECK(plan->way == "x-ignore-shared");
+    CHECK(plan->way_why.find("shared memory") != std::string::npos);
+    const auto record = vm->update(kQemuPath, by("x-ignore-shared"));
+    REQUIRE_MESSAGE(record, record.error().message);
+    CHECK_MESSAGE(record->outcome == Outcome::kCompleted, record->reason);
+    CHECK(record->way == "x-ignore-shared");
+}
+
+void check_refused(LiveVm& vm, const char* way, const std::string& words) {
+    const pid_t before = vm.vmm_pid();
+    const auto record = vm.update(kQemuPath, by(way));
+    REQUIRE_MESSAGE(record, record.error().message);
+    CHECK(record->outcome == Outcome::kRefused);
+    CHECK_MESSAGE(record->reason.find(words) != std::string::npos, record->reason);
+    CHECK(vm.vmm_pid() == before);
+    check_runs(vm);
+}
+
+TEST_CASE("a way that does not fit the guest is refused before it is touched") {
+    NEEDS_QEMU();
+    const auto shared = started(qemu_guest());
+    check_refused(*shared, "postcopy", "moving it would destroy it");
+    check_refused(*shared, "cpr-transfer", "cpr-transfer");
+    check_refused(*shared, "teleport", "there is no way 'teleport'; there are x-ignore-shared, cpr-transfer");
+    const auto apart = started(private_guest());
+    check_refused(*apart, "x-ignore-shared", "the guest's RAM is private to its QEMU");
+}
+
+TEST_CASE("a guest of private RAM is moved by postcopy, there and back, and all of its RAM with it") {
+    NEEDS_QEMU();
+    const OtherQemu other;
+    const auto vm = started(private_guest());
+    const auto plan = vm->update(other.path(), {{"kind", "plan"}});
+    REQUIRE_MESSAGE(plan, plan.error().message);
+    CHECK_MESSAGE(plan->outcome == Outcome::kPlanned, plan->reason);
+    CHECK(plan->way_why.find("no way back") != std::string::npos);
+    for (unsigned n = 0; n < 4; ++n) {
+        const auto record = vm->update(n % 2 == 0 ? other.path() : kQemuPath);
+        REQUIRE_MESSAGE(record, record.error().message);
+        REQUIRE_MESSAGE(record->outcome == Outcome::kCompleted, record->reason);
+        CHECK(record->way == "postcopy");
+        CHECK(record->blackout_us.has_value());
+        check_runs(*vm);
+        check_ram(*vm);
+    }
+}
+
+TEST_CASE(
+    "a destination of a postcopy that dies before the guest has left gives it back; afterwards it is lost") {
+    NEEDS_QEMU();
+    const auto vm = started(private_guest());
+    const pid_t source = vm->vmm_pid();
+    for (const Phase phase : {Phase::kNegotiating, Phase::kPreparing, Phase::kPausing}) {
+        CAPTURE(to_string(phase));
+        const auto record = vm->update(kQemuPath, fault(phase, Party::kDestination, "kill"));
+        REQUIRE_MESSAGE(record, record.error().message);
+        CHECK_MESSAGE(record->reason.find("signal 9") != std::string::npos, record->reason);
+        CHECK(vm->vmm_pid() == source);
+        check_runs(*vm);
+        check_ram(*vm);
+    }
+    const auto record = vm->update(kQemuPath, fault(Phase::kTransferring, Party::kDestination, "kill"));
+    REQUIRE_MESSAGE(record, record.error().message);
+    CHECK_MESSAGE(record->outcome == Outcome::kLost, to_string(record->outcome), ": ", record->reason);
+    CHECK(vm->status()["state"] == "lost");
+    CHECK(processes_of(vm->directory()).size() == 1);
+}
+
+TEST_CASE("a source of a postcopy that dies with pages of the guest loses it, in words") {
+    NEEDS_QEMU();
+    const auto vm = started(private_guest());
+    const auto record = vm->update(kQemuPath, fault(Phase::kCommitting, Party::kSource, "kill"));
+    REQUIRE_MESSAGE(record, record.error().message);
+    CHECK_MESSAGE(record->outcome == Outcome::kLost, to_string(record->outcome), ": ", record->reason);
+    CHECK(vm->status()["state"] == "lost");
+    CHECK(processes_of(vm->directory()).size() == 1);
+}
+
+TEST_CASE("a supervisor that dies in a postcopy costs the guest nothing: its successor goes on with it") {
+    NEEDS_QEMU();
+    const auto vm = started(private_guest());
+    for (const Phase phase :
+        {Phase::kPreparing, Phase::kPausing, Phase::kTransferring, Phase::kCommitting, Phase::kProbation}) {
+        CAPTURE(to_string(phase));
+        const pid_t source = vm->vmm_pid();
+        CHECK(!vm->update(kQemuPath, fault(phase, Party::kSupervisor, "kill")));
+        REQUIRE(LiveVm::eventually([&] { return !vm->supervisor_alive(); }));
+        const auto restarted = vm->start_supervisor();
+        REQUIRE_MESSAGE(restarted, restarted.error().message);
+        REQUIRE(vm->map_guest());
+        const bool before = phase == Phase::kPreparing || phase == Phase::kPausing;
+        CHECK((vm->vmm_pid() == source) == before);
+        check_runs(*vm);
+        check_ram(*vm);
+        REQUIRE(vm->update(kQemuPath)->outcome == Outcome::kCompleted);
+        check_ram(*vm);
+    }
+}
+
+} // namespace
+} // namespace liveupdate::tests
