@@ -92,11 +92,18 @@ void read_machine(Section machine, const std::string& folder, VmConfig& config) 
 }
 
 void read_qemu(Section qemu, VmConfig& config) {
-    if (!is_qemu(config)) return qemu.not_for("native", {"machine", "cpu", "accel", "extra_args"});
+    if (!is_qemu(config))
+        return qemu.not_for("native", {"machine", "cpu", "accel", "extra_args", "command_line"});
     qemu.string("machine", config.qemu.machine);
     qemu.string("cpu", config.qemu.cpu);
     qemu.string("accel", config.qemu.accel);
     qemu.strings("extra_args", config.qemu.extra_args);
+    qemu.strings("command_line", config.qemu.command_line);
+    if (qemu.has("command_line"))
+        for (const char* key : {"machine", "cpu", "accel", "extra_args"})
+            if (qemu.has(key))
+                qemu.complain(
+                    key, "'" + std::string(key) + "' in [qemu] beside 'command_line', which is all of it");
     const std::string type = config.qemu.machine.substr(0, config.qemu.machine.find(','));
     if (type.empty() || type.find('=') != std::string::npos)
         qemu.complain("machine", "'machine' in [qemu] is '" + config.qemu.machine +
@@ -276,6 +283,20 @@ void check_devices(Section& top, const VmConfig& config) {
             " devices; a guest has at most " + std::to_string(kMostDevices) + ", so leave some out");
 }
 
+void check_command_line(Section& top, const VmConfig& config) {
+    if (config.qemu.command_line.empty()) return;
+    for (const char* key : {"disk", "net"})
+        if (top.has(key))
+            top.complain(
+                key, "[[" + std::string(key) + "]] beside 'command_line' in [qemu], which says it all");
+    if (config.console != ConsoleType::kNone)
+        top.complain("console",
+            "the guest of a 'command_line' in [qemu] has no [console] here; write type = \"none\"");
+    if (!config.kernel.empty() || !config.firmware.empty())
+        top.complain("machine",
+            "'kernel' or 'firmware' in [machine] beside 'command_line' in [qemu], which says it all");
+}
+
 void read_update(Section update, VmConfig& config) {
     if (is_qemu(config))
         update.not_for("qemu", {"rehearse", "populate"});
@@ -363,6 +384,7 @@ Result<VmConfig> parse_vm_config(std::string_view toml, const std::string& path)
     read_nets(top, complaints, config);
     read_console(Section(complaints, "[console]", top.table("console")), folder, config);
     check_devices(top, config);
+    check_command_line(top, config);
     read_update(Section(complaints, "[update]", top.table("update")), config);
     read_policy(Section(complaints, "[policy]", top.table("policy")), config);
     read_debug(Section(complaints, "[debug]", top.table("debug")), config);

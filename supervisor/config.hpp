@@ -40,6 +40,8 @@ struct QemuConfig {
     std::string cpu = "host";
     std::string accel = "kvm";           // or "tcg"
     std::vector<std::string> extra_args; // passed as they are, to every QEMU of the guest
+    // Of an adopted guest: all arguments of all its QEMUs, in place of what the rest of the file would make.
+    std::vector<std::string> command_line;
 };
 
 // One [[memory]] block; in the order of the file they follow each other in guest physical memory.

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "handoff/base/fd.hpp"
+#include "supervisor/qemu/adopted.hpp"
 #include "supervisor/qemu/command_line.hpp"
 #include "supervisor/qemu/qemu_update.hpp"
 #include "supervisor/qemu/recovery.hpp"
@@ -23,16 +24,6 @@ constexpr auto kPagesTime =
     std::chrono::seconds(60); // for the pages of an update by postcopy; then once more
 constexpr handoff::Participant kFirst = 1;
 
-// "pc-q35-7.2" of a QEMU that was asked for "q35".
-Result<std::string> machine_type(QemuProcess& qemu, Deadline deadline) {
-    TRY_ASSIGN(const nlohmann::json answer,
-        qemu.execute("qom-get", {{"path", "/machine"}, {"property", "type"}}, deadline));
-    std::string type = answer.is_string() ? answer.get<std::string>() : "";
-    constexpr std::string_view kSuffix = "-machine";
-    if (!type.ends_with(kSuffix)) return Error(ErrorCode::kProtocol, "QEMU tells no machine type");
-    return type.substr(0, type.size() - kSuffix.size());
-}
-
 } // namespace
 
 QemuDriver::QemuDriver(const VmConfig& config, const Paths& paths)
@@ -41,6 +32,7 @@ QemuDriver::QemuDriver(const VmConfig& config, const Paths& paths)
 // Of all QEMUs that a former supervisor has left, the owner runs the guest and all others end.
 Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
     TRY(folder_.make());
+    TRY_ASSIGN(const auto adopted, find_adopted(folder_.path()));
     const Deadline settled = Deadline::after(kOthersEndTime);
     for (bool anybody = true; anybody && !vmm_;) {
         std::vector<QemuProcess> found;
@@ -49,6 +41,11 @@ Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
             auto process = QemuProcess::find(number, folder_, Deadline::after(kFindTime));
             if (process) {
                 found.push_back(std::move(*process));
+            } else if (process.error().code == ErrorCode::kNotFound && number == kAdoptedParticipant &&
+                       adopted) {
+                done = Error(ErrorCode::kBusy,
+                    "the QEMU that was adopted lives (pid " + std::to_string(adopted->pid) +
+                        "), but nobody listens at its monitor; end it, or make its socket anew");
             } else if (process.error().code == ErrorCode::kNotFound) {
                 ::unlink(folder_.socket(number).c_str());
             } else {
@@ -84,7 +81,14 @@ Result<void> QemuDriver::take_owner(std::vector<QemuProcess> found) {
         return error;
     };
     handoff::BatonWord word;
+    // One that somebody else has started knows no word: it is asked last.
+    std::stable_partition(found.begin(), found.end(), [](const auto& each) { return !each.is_adopted(); });
     for (QemuProcess& process : found) {
+        if (process.is_adopted() && guest_) {
+            if (word.state != handoff::BatonState::kFree && word.owner == process.participant())
+                vmm_ = std::move(process);
+            continue;
+        }
         auto guest = QemuGuest::from(process);
         if (!guest) return fail(std::move(guest).error());
         guest_ = std::move(*guest);
@@ -150,6 +154,7 @@ Result<void> QemuDriver::start_pinned(const OpenBinary& binary, const Shelter& s
         TRY_ASSIGN(guest_, QemuGuest::create(config_, paths_, wanted));
         TRY_ASSIGN(vmm_, QemuProcess::spawn(binary, guest_->arguments, QemuProcess::Role::kFirst, kFirst,
                              folder_, guest_->fds(), deadline, -1));
+        if (!config_.qemu.command_line.empty()) break; // it says exactly which
         TRY_ASSIGN(const std::string type, machine_type(vmm_, deadline));
         if (type == wanted) break;
         spdlog::info("{}: the machine '{}' is pinned to '{}'", config_.name, wanted, type);
@@ -157,7 +162,7 @@ Result<void> QemuDriver::start_pinned(const OpenBinary& binary, const Shelter& s
         vmm_.kill();
         guest_.reset();
     }
-    TRY(pin_machine(config_, paths_, wanted));
+    if (config_.qemu.command_line.empty()) TRY(pin_machine(config_, paths_, wanted));
     shelter({vmm_.pid(), vmm_.pidfd()});
     TRY(attach_console(vmm_, guest_->console_backend(), deadline));
     if (!guest_->baton->claim(kFirst)) return Error(ErrorCode::kInternal, "a fresh baton is not free");

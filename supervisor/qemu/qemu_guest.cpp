@@ -35,18 +35,28 @@ std::vector<int> device_numbers(const std::vector<std::string>& arguments) {
 
 } // namespace
 
+Result<void> QemuGuest::make_baton() {
+    TRY_ASSIGN(baton_fd, handoff::Baton::create_segment());
+    TRY_ASSIGN(handoff::Baton mapped, handoff::Baton::map(baton_fd.get()));
+    baton = std::make_unique<handoff::Baton>(std::move(mapped));
+    return {};
+}
+
 Result<QemuGuest> QemuGuest::create(
     const VmConfig& config, const Paths& paths, const std::string& machine_type) {
     QemuGuest guest;
+    guest.arguments = config.qemu.command_line;
+    if (!guest.arguments.empty()) {
+        TRY(guest.make_baton());
+        return guest;
+    }
     const MemoryConfig& memory = config.memory.front();
     if (memory.backing != Backing::kPrivate) {
         TRY_ASSIGN(handoff::RamBlock block,
             handoff::create_ram_block(kRamId, ram_kind(memory.backing), memory.size, memory.directory));
         guest.ram = std::move(block.file);
     }
-    TRY_ASSIGN(guest.baton_fd, handoff::Baton::create_segment());
-    TRY_ASSIGN(handoff::Baton baton, handoff::Baton::map(guest.baton_fd.get()));
-    guest.baton = std::make_unique<handoff::Baton>(std::move(baton));
+    TRY(guest.make_baton());
     handoff::NamedFds console;
     TRY(open_console(config, paths, console));
     if (console["console"]) guest.devices[kConsoleFd] = std::move(console["console"]);
@@ -64,6 +74,12 @@ Result<QemuGuest> QemuGuest::create(
 Result<QemuGuest> QemuGuest::from(const QemuProcess& process) {
     QemuGuest guest;
     TRY_ASSIGN(guest.arguments, process.guest_arguments());
+    if (process.is_adopted()) {
+        TRY(guest.make_baton());
+        if (!guest.baton->claim(process.participant()))
+            return Error(ErrorCode::kInternal, "a fresh baton is not free");
+        return guest;
+    }
     TRY_ASSIGN(guest.baton_fd, process.take_fd(kBatonFd));
     TRY_ASSIGN(handoff::Baton baton, handoff::Baton::map(guest.baton_fd.get()));
     guest.baton = std::make_unique<handoff::Baton>(std::move(baton));

@@ -13,6 +13,7 @@
 #include <charconv>
 
 #include "handoff/base/fd.hpp"
+#include "supervisor/qemu/adopted.hpp"
 
 namespace liveupdate::supervisor::qemu {
 namespace {
@@ -22,7 +23,6 @@ constexpr auto kQuitTime = std::chrono::seconds(2);
 constexpr std::string_view kPrefix = "qmp-";
 constexpr std::string_view kSuffix = ".sock";
 constexpr const char* kMonitorOption = "-qmp"; // the first of the arguments that belong to one process
-constexpr size_t kLongestCommandLine = size_t{1} << 20;
 
 // Commas of a value are doubled in QEMU's option syntax.
 std::string with_commas_doubled(const std::string& value) {
@@ -185,9 +185,23 @@ Result<void> QemuProcess::look_again(Deadline deadline, int cancel_fd) {
 
 Result<QemuProcess> QemuProcess::find(
     handoff::Participant participant, const MonitorFolder& folder, Deadline deadline) {
+    auto attached = attach(folder.socket(participant), participant, deadline);
+    if (!attached || participant != kAdoptedParticipant) return attached;
+    auto adopted = find_adopted(folder.path());
+    if (!adopted) {
+        attached->forget();
+        return std::move(adopted).error();
+    }
+    if (*adopted && (*adopted)->pid == attached->pid())
+        attached->adopted_arguments_ = std::move((*adopted)->arguments);
+    return attached;
+}
+
+Result<QemuProcess> QemuProcess::attach(
+    const std::string& socket_path, handoff::Participant participant, Deadline deadline) {
     QemuProcess qemu;
     qemu.participant_ = participant;
-    qemu.socket_ = folder.socket(participant);
+    qemu.socket_ = socket_path;
     auto socket = fd::unix_connect(qemu.socket_, SOCK_STREAM);
     if (!socket) return Error(ErrorCode::kNotFound, socket.error().message);
     TRY_ASSIGN(const pid_t peer, peer_of(socket->get()));
@@ -252,19 +266,13 @@ uint64_t QemuProcess::started_unix() const {
 }
 
 Result<std::vector<std::string>> QemuProcess::guest_arguments() const {
-    const std::string path = "/proc/" + std::to_string(pid()) + "/cmdline";
-    TRY_ASSIGN(const std::string line, fd::read_file(path, kLongestCommandLine));
-    std::vector<std::string> all;
-    for (size_t begin = 0; begin < line.size();) {
-        const size_t end = std::min(line.find('\0', begin), line.size());
-        all.push_back(line.substr(begin, end - begin));
-        begin = end + 1;
-    }
+    if (adopted_arguments_) return *adopted_arguments_;
+    TRY_ASSIGN(const auto all, arguments_of(pid()));
     const auto own = std::find(all.rbegin(), all.rend(), kMonitorOption);
-    if (own == all.rend() || all.size() < 2)
+    if (own == all.rend())
         return Error(ErrorCode::kRefused,
             "process " + std::to_string(pid()) + " was not started by liveupdate: it has no '-qmp'");
-    return std::vector<std::string>(all.begin() + 1, own.base() - 1);
+    return std::vector<std::string>(all.begin(), own.base() - 1);
 }
 
 Result<UniqueFd> QemuProcess::take_fd(int number) const {

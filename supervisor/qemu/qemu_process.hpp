@@ -4,6 +4,7 @@
 // command line, and its monitor's socket, whose name has the process's number in the life of the guest.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,7 @@ inline constexpr int kFirstNetFd = 20;     // taps, one each
 class MonitorFolder {
 public:
     explicit MonitorFolder(std::string path) : path_(std::move(path)) {}
+    const std::string& path() const { return path_; }
 
     Result<void> make() const;
     std::string socket(handoff::Participant participant) const;
@@ -67,6 +69,9 @@ public:
     // it lives on.
     static Result<QemuProcess> find(
         handoff::Participant participant, const MonitorFolder& folder, Deadline deadline);
+    // Whoever listens at `socket`, whoever has started it. Errors as find()'s.
+    static Result<QemuProcess> attach(
+        const std::string& socket, handoff::Participant participant, Deadline deadline);
 
     explicit operator bool() const { return static_cast<bool>(process_); }
     bool alive() const { return process_.alive(); }
@@ -91,6 +96,8 @@ public:
     RecordedBinary recorded() const;
     uint64_t started_unix() const;
 
+    // Started by somebody else, and without anything of ours: adopted.hpp.
+    bool is_adopted() const { return adopted_arguments_.has_value(); }
     // What all QEMUs of this guest are started with, from its own command line.
     Result<std::vector<std::string>> guest_arguments() const;
     // A descriptor that it was given by that number.
@@ -106,6 +113,7 @@ private:
     QmpChannel monitor_;
     OpenBinary binary_;
     std::string socket_;
+    std::optional<std::vector<std::string>> adopted_arguments_;
     handoff::Participant participant_ = 0;
 };
 

@@ -289,8 +289,8 @@ void QemuUpdate::end_after_commit(const Error& error) {
 // page away yet; and the guest was never let run by anybody else.
 bool QemuUpdate::pages_are_lost() {
     if (!transfer_ || transfer_->way() != Way::kPostcopy || !offered_) return false;
-    const auto standing = settled_migration(at_.source, Deadline::after(kAnswerTime));
-    return !standing || !has_all_pages(*standing);
+    const auto all = has_all_pages(at_.source, Deadline::after(kAnswerTime));
+    return !all || !*all;
 }
 
 // Ends the source, if it lives: nobody can run the guest.

@@ -41,10 +41,13 @@ Result<PostcopyOwner> await_pages(QemuProcess& source, QemuProcess& destination,
 // told again, and the destination gets the guest, unless the source turns out to have all of it.
 Result<PostcopyOwner> go_on(
     QemuProcess& source, QemuProcess& destination, handoff::Baton& baton, Deadline deadline) {
-    static_cast<void>(source.execute("migrate-start-postcopy", nullptr, deadline));
+    auto started = start_postcopy(source, deadline);
+    if (!started && started.error().code == ErrorCode::kRefused)
+        return PostcopyOwner::kOwner; // not even begun
+    TRY(started);
     for (;; pause()) {
         TRY_ASSIGN(const std::string here, migration_status(source, deadline));
-        if (has_all_pages(here)) return PostcopyOwner::kOwner;
+        if (here == "failed" || here == "cancelled") return PostcopyOwner::kOwner;
         const auto there = migration_status(destination, deadline);
         const bool gone = !there && there.error().code == ErrorCode::kPeerGone;
         if (!there && !gone) return there.error();
@@ -63,17 +66,18 @@ Result<PostcopyOwner> go_on(
 Result<PostcopyOwner> settle_postcopy(
     QemuProcess& owner, QemuProcess* other, handoff::Baton& baton, Deadline deadline) {
     const handoff::BatonWord word = baton.read();
-    TRY_ASSIGN(const std::string here, migration_status(owner, deadline));
     if (word.state == handoff::BatonState::kOffered) {
         TRY_ASSIGN(const bool by_postcopy, is_by_postcopy(owner, deadline));
-        if (!by_postcopy || has_all_pages(here)) return PostcopyOwner::kOwner;
+        if (!by_postcopy) return PostcopyOwner::kOwner;
         if (other != nullptr && other->participant() == word.heir)
             return go_on(owner, *other, baton, deadline);
-        TRY_ASSIGN(const std::string settled, settled_migration(owner, deadline));
-        return has_all_pages(settled) ? PostcopyOwner::kOwner : PostcopyOwner::kNobody;
+        TRY_ASSIGN(const bool all, has_all_pages(owner, deadline));
+        return all ? PostcopyOwner::kOwner : PostcopyOwner::kNobody;
     }
-    if (!here.starts_with("postcopy")) return PostcopyOwner::kOwner;
-    if (here == "postcopy-paused" || other == nullptr) return PostcopyOwner::kNobody;
+    const auto here = migration_status(owner, deadline);
+    if (!here) return here.error();
+    if (!here->starts_with("postcopy")) return PostcopyOwner::kOwner;
+    if (*here == "postcopy-paused" || other == nullptr) return PostcopyOwner::kNobody;
     TRY(owner.execute("cont", nullptr, deadline));
     TRY_ASSIGN(const PostcopyOwner found, await_pages(*other, owner, deadline));
     return found == PostcopyOwner::kOther ? PostcopyOwner::kOwner : found;

@@ -25,6 +25,15 @@ Result<RunState> run_state(QemuProcess& qemu, Deadline deadline) {
     return state;
 }
 
+Result<std::string> machine_type(QemuProcess& qemu, Deadline deadline) {
+    TRY_ASSIGN(const nlohmann::json answer,
+        qemu.execute("qom-get", {{"path", "/machine"}, {"property", "type"}}, deadline));
+    const std::string type = answer.is_string() ? answer.get<std::string>() : "";
+    constexpr std::string_view kSuffix = "-machine";
+    if (!type.ends_with(kSuffix)) return Error(ErrorCode::kProtocol, "QEMU tells no machine type");
+    return type.substr(0, type.size() - kSuffix.size());
+}
+
 Result<std::string> migration_status(QemuProcess& qemu, Deadline deadline) {
     TRY_ASSIGN(const nlohmann::json answer, qemu.execute("query-migrate", nullptr, deadline));
     return word_in(answer, "status");
@@ -39,9 +48,18 @@ Result<std::string> settled_migration(QemuProcess& qemu, Deadline deadline) {
     }
 }
 
-bool has_all_pages(const std::string& settled_status) {
-    return settled_status.empty() || settled_status == "none" || settled_status == "failed" ||
-           settled_status == "cancelled";
+Result<void> start_postcopy(QemuProcess& source, Deadline deadline) {
+    TRY(source.execute("migrate-start-postcopy", nullptr, deadline));
+    return {};
+}
+
+// "completed" may be said of the migration by which it got the guest itself.
+Result<bool> has_all_pages(QemuProcess& source, Deadline deadline) {
+    TRY_ASSIGN(const std::string status, settled_migration(source, deadline));
+    if (status != "completed") return is_over(status);
+    const auto started = start_postcopy(source, deadline);
+    if (!started && started.error().code != ErrorCode::kRefused) return started.error();
+    return !started;
 }
 
 Result<uint64_t> downtime_us(QemuProcess& qemu, Deadline deadline) {

@@ -96,6 +96,8 @@ TEST_CASE(
     "a destination of a postcopy that dies before the guest has left gives it back; afterwards it is lost") {
     NEEDS_QEMU();
     const auto vm = started(private_guest());
+    // A source that has got the guest by a postcopy itself.
+    REQUIRE(vm->update(kQemuPath)->outcome == Outcome::kCompleted);
     const pid_t source = vm->vmm_pid();
     for (const Phase phase : {Phase::kNegotiating, Phase::kPreparing, Phase::kPausing}) {
         CAPTURE(to_string(phase));

@@ -1,6 +1,7 @@
 #include "tests/support/private_ram.hpp"
 
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include <cinttypes>
 #include <cstdio>
@@ -40,7 +41,10 @@ const Report& PrivateRam::report(pid_t supervisor, uint64_t size) {
     if (vmm_ != 0 && read_from(vmm_)) return *copy_;
     vmm_ = 0;
     *copy_ = {};
-    for (const pid_t vmm : children_of(supervisor))
+    std::vector<pid_t> candidates = children_of(supervisor);
+    for (const pid_t orphan : children_of(::getpid())) // of a supervisor that has died; see LiveVm
+        candidates.push_back(orphan);
+    for (const pid_t vmm : candidates)
         if (find(vmm, size) && read_from(vmm)) {
             vmm_ = vmm;
             break;
