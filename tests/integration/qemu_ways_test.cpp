@@ -1,5 +1,5 @@
 // Each way by which a QEMU guest can be moved: chosen, asked for, refused; and the guest of private RAM.
-#include <signal.h>
+#include <cstdlib>
 
 #include "handoff/phase.hpp"
 #include "tests/integration/qemu_checks.hpp"
@@ -53,9 +53,10 @@ TEST_CASE("a guest of shared RAM is moved by x-ignore-shared, and a plan says so
     CHECK(record->way == "x-ignore-shared");
 }
 
-void check_refused(LiveVm& vm, const char* way, const std::string& words) {
+void check_refused(
+    LiveVm& vm, const char* way, const std::string& words, const std::string& binary = kQemuPath) {
     const pid_t before = vm.vmm_pid();
-    const auto record = vm.update(kQemuPath, by(way));
+    const auto record = vm.update(binary, by(way));
     REQUIRE_MESSAGE(record, record.error().message);
     CHECK(record->outcome == Outcome::kRefused);
     CHECK_MESSAGE(record->reason.find(words) != std::string::npos, record->reason);
@@ -144,6 +145,68 @@ TEST_CASE("a supervisor that dies in a postcopy costs the guest nothing: its suc
         REQUIRE(vm->update(kQemuPath)->outcome == Outcome::kCompleted);
         check_ram(*vm);
     }
+}
+
+// A QEMU of 10.0 or later that runs on this host; tests/support/get_newer_qemu makes one.
+std::string newer_qemu() {
+    const char* path = std::getenv("LIVEUPDATE_TEST_NEWER_QEMU");
+    return path == nullptr ? "" : path;
+}
+
+#define NEEDS_NEWER_QEMU()                                                                                   \
+    NEEDS_QEMU();                                                                                            \
+    if (newer_qemu().empty()) {                                                                              \
+        std::printf("SKIPPED: LIVEUPDATE_TEST_NEWER_QEMU names no newer QEMU\n");                            \
+        return;                                                                                              \
+    }
+
+void check_updated(LiveVm& vm, const std::string& binary, const char* way, const nlohmann::json& more = {}) {
+    const auto record = vm.update(binary, more);
+    REQUIRE_MESSAGE(record, record.error().message);
+    REQUIRE_MESSAGE(record->outcome == Outcome::kCompleted, record->reason);
+    CHECK(record->way == way);
+    std::printf("%s -> %s by %s: blackout %llu us\n", record->from.version.c_str(),
+        record->to.version.c_str(), record->way.c_str(),
+        static_cast<unsigned long long>(record->blackout_us.value_or(0)));
+    check_runs(vm);
+}
+
+TEST_CASE("a guest goes to a newer QEMU, and back, by x-ignore-shared or postcopy") {
+    NEEDS_NEWER_QEMU();
+    const auto shared = started(qemu_guest());
+    check_updated(*shared, newer_qemu(), "x-ignore-shared");
+    CHECK(shared->status()["vmm"]["version"] != "7.2.22");
+    check_updated(*shared, kQemuPath, "x-ignore-shared");
+    const auto apart = started(private_guest());
+    check_updated(*apart, newer_qemu(), "postcopy");
+    check_ram(*apart);
+    check_updated(*apart, kQemuPath, "postcopy");
+    check_ram(*apart);
+}
+
+TEST_CASE("a guest goes from one newer QEMU to the next by cpr-transfer, and otherwise stays where it is") {
+    NEEDS_NEWER_QEMU();
+    auto options = qemu_guest();
+    options.vmm = newer_qemu();
+    const auto plain = started(options);
+    check_refused(*plain, "cpr-transfer", "aux-ram-share=on", newer_qemu());
+    options.qemu_toml.replace(options.qemu_toml.find("\"q35\""), 5, "\"q35,aux-ram-share=on\"");
+    const auto vm = started(options);
+    for (unsigned n = 0; n < 3; ++n)
+        check_updated(*vm, newer_qemu(), "cpr-transfer", by("cpr-transfer"));
+    check_updated(*vm, newer_qemu(), "x-ignore-shared");
+    const pid_t source = vm->vmm_pid();
+    for (const Phase phase : {Phase::kPreparing, Phase::kPausing, Phase::kTransferring, Phase::kCommitting}) {
+        CAPTURE(to_string(phase));
+        auto request = fault(phase, Party::kDestination, "kill");
+        request.update(by("cpr-transfer"));
+        const auto record = vm->update(newer_qemu(), request);
+        REQUIRE_MESSAGE(record, record.error().message);
+        CHECK_MESSAGE(record->reason.find("signal 9") != std::string::npos, record->reason);
+        CHECK(vm->vmm_pid() == source);
+        check_runs(*vm);
+    }
+    check_updated(*vm, newer_qemu(), "cpr-transfer", by("cpr-transfer"));
 }
 
 } // namespace
