@@ -35,7 +35,7 @@ constexpr size_t kLongestDevice = 15; // Linux: IFNAMSIZ with its NUL
 constexpr size_t kMostDevices = 14;   // interrupts that the VMM has for virtio devices
 constexpr size_t kLongestFile = size_t{1} << 20;
 
-constexpr std::array<std::string_view, 3> kBackings = {"memfd", "tmpfs", "hugetlbfs"};
+constexpr std::array<std::string_view, 4> kBackings = {"memfd", "tmpfs", "hugetlbfs", "private"};
 constexpr std::array<std::string_view, 4> kConsoleTypes = {"pty", "file", "socket", "none"};
 constexpr std::array<std::string_view, 2> kConsoleDevices = {"serial", "virtio"};
 constexpr std::array<std::string_view, 3> kRehearse = {"always", "plan", "never"};
@@ -97,11 +97,18 @@ bool has_option(const std::string& machine, const std::string& name, const std::
 }
 
 void read_qemu(Section qemu, VmConfig& config) {
-    if (!is_qemu(config)) return qemu.not_for("native", {"machine", "cpu", "accel", "extra_args"});
+    if (!is_qemu(config))
+        return qemu.not_for("native", {"machine", "cpu", "accel", "extra_args", "command_line"});
     qemu.string("machine", config.qemu.machine);
     qemu.string("cpu", config.qemu.cpu);
     qemu.string("accel", config.qemu.accel);
     qemu.strings("extra_args", config.qemu.extra_args);
+    qemu.strings("command_line", config.qemu.command_line);
+    if (qemu.has("command_line"))
+        for (const char* key : {"machine", "cpu", "accel", "extra_args"})
+            if (qemu.has(key))
+                qemu.complain(
+                    key, "'" + std::string(key) + "' in [qemu] beside 'command_line', which is all of it");
     const std::string type = config.qemu.machine.substr(0, config.qemu.machine.find(','));
     if (type.empty() || type.find('=') != std::string::npos)
         qemu.complain("machine", "'machine' in [qemu] is '" + config.qemu.machine +
@@ -124,19 +131,22 @@ void read_qemu(Section qemu, VmConfig& config) {
 
 void read_directory(Section& block, const std::string& folder, MemoryConfig& memory) {
     block.path("directory", folder, memory.directory);
-    if (memory.backing != Backing::kMemfd) {
+    if (memory.backing == Backing::kTmpfs || memory.backing == Backing::kHugetlbfs) {
         if (memory.directory.empty())
             memory.directory = memory.backing == Backing::kTmpfs ? "/dev/shm" : "/dev/hugepages";
     } else if (block.has("directory")) {
         block.complain("directory",
-            "'directory' in [[memory]] is for backing 'tmpfs' or 'hugetlbfs'; a memfd lies in no folder");
+            "'directory' in [[memory]] is for backing 'tmpfs' or 'hugetlbfs'; other RAM lies in no folder");
     }
 }
 
-MemoryConfig read_block(Section block, const std::string& folder) {
+MemoryConfig read_block(Section block, const std::string& folder, const VmConfig& config) {
     MemoryConfig memory;
     const bool sized = block.size("size", memory.size);
     block.choice("backing", words(kBackings), memory.backing);
+    if (!is_qemu(config) && memory.backing == Backing::kPrivate)
+        block.complain(
+            "backing", "'backing' in [[memory]] is 'private', which only driver 'qemu' has; leave it out");
     read_directory(block, folder, memory);
     const uint64_t page = memory.backing == Backing::kHugetlbfs ? 2 * kMiB : 4096;
     if (!block.has("size"))
@@ -161,7 +171,7 @@ void read_memory(Section& top, Complaints& complaints, const std::string& folder
         return top.complain(
             "memory", "more than " + std::to_string(kMostBlocks) + " [[memory]] blocks; join some");
     for (const toml::table* block : blocks)
-        config.memory.push_back(read_block(Section(complaints, "[[memory]]", block), folder));
+        config.memory.push_back(read_block(Section(complaints, "[[memory]]", block), folder, config));
     if (is_qemu(config) && blocks.size() > 1)
         top.complain("memory", "more than one [[memory]] block; driver 'qemu' takes one");
     const bool all_sized = std::all_of(
@@ -285,6 +295,20 @@ void check_devices(Section& top, const VmConfig& config) {
             " devices; a guest has at most " + std::to_string(kMostDevices) + ", so leave some out");
 }
 
+void check_command_line(Section& top, const VmConfig& config) {
+    if (config.qemu.command_line.empty()) return;
+    for (const char* key : {"disk", "net"})
+        if (top.has(key))
+            top.complain(
+                key, "[[" + std::string(key) + "]] beside 'command_line' in [qemu], which says it all");
+    if (config.console != ConsoleType::kNone)
+        top.complain("console",
+            "the guest of a 'command_line' in [qemu] has no [console] here; write type = \"none\"");
+    if (!config.kernel.empty() || !config.firmware.empty())
+        top.complain("machine",
+            "'kernel' or 'firmware' in [machine] beside 'command_line' in [qemu], which says it all");
+}
+
 void read_update(Section update, VmConfig& config) {
     if (is_qemu(config))
         update.not_for("qemu", {"rehearse", "populate"});
@@ -372,6 +396,7 @@ Result<VmConfig> parse_vm_config(std::string_view toml, const std::string& path)
     read_nets(top, complaints, config);
     read_console(Section(complaints, "[console]", top.table("console")), folder, config);
     check_devices(top, config);
+    check_command_line(top, config);
     read_update(Section(complaints, "[update]", top.table("update")), config);
     read_policy(Section(complaints, "[policy]", top.table("policy")), config);
     read_debug(Section(complaints, "[debug]", top.table("debug")), config);

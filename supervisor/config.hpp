@@ -12,7 +12,7 @@
 
 namespace liveupdate::supervisor {
 
-enum class Backing { kMemfd, kTmpfs, kHugetlbfs };
+enum class Backing { kMemfd, kTmpfs, kHugetlbfs, kPrivate }; // kPrivate: QEMU's own
 enum class ConsoleType { kPty, kFile, kSocket, kNone };
 enum class ConsoleDevice { kSerial, kVirtio };
 enum class Rehearse { kAlways, kPlan, kNever };
@@ -40,13 +40,15 @@ struct QemuConfig {
     std::string cpu = "host";
     std::string accel = "kvm";           // or "tcg"
     std::vector<std::string> extra_args; // passed as they are, to every QEMU of the guest
+    // Of an adopted guest: all arguments of all its QEMUs, in place of what the rest of the file would make.
+    std::vector<std::string> command_line;
 };
 
 // One [[memory]] block; in the order of the file they follow each other in guest physical memory.
 struct MemoryConfig {
     uint64_t size = 0; // bytes; a multiple of 4 KiB, of 2 MiB for hugetlbfs
     Backing backing = Backing::kMemfd;
-    std::string directory; // where the unlinked file is made; empty for memfd
+    std::string directory; // where the unlinked file is made; empty for memfd and private
 };
 
 // One [[disk]]; the first is disk0, for Linux vda.

@@ -109,6 +109,7 @@ Result<void> open_nets(const VmConfig& config, handoff::proto::Machine& machine,
 handoff::RamKind ram_kind(Backing backing) {
     switch (backing) {
     case Backing::kMemfd:
+    case Backing::kPrivate: // of no file: driver 'qemu' does not ask for one
         return handoff::RamKind::kMemfd;
     case Backing::kTmpfs:
         return handoff::RamKind::kTmpfs;

@@ -85,6 +85,9 @@ UpdateRecord throwing_from_json(const json& j) {
     for (const json& part : j.at("blackout_split"))
         r.blackout_split.push_back({part.at("name").get<std::string>(), number_from_json(part.at("us"))});
     r.reason = j.at("reason").get<std::string>();
+    r.way = j.value("way", ""); // records of earlier versions have none
+    r.way_why = j.value("way_why", "");
+    r.vmm_downtime_us = optional_from_json(j, "vmm_downtime_us");
     return r;
 }
 
@@ -117,7 +120,7 @@ nlohmann::json to_json(const UpdateRecord& record) {
     json split = json::array();
     for (const auto& part : record.blackout_split)
         split.push_back({{"name", part.name}, {"us", part.us}});
-    return {{"id", record.id}, {"kind", to_string(record.kind)}, {"outcome", to_string(record.outcome)},
+    json whole = {{"id", record.id}, {"kind", to_string(record.kind)}, {"outcome", to_string(record.outcome)},
         {"started_unix_ms", record.started_unix_ms}, {"duration_us", record.duration_us},
         {"from", binary_to_json(record.from)}, {"to", binary_to_json(record.to)},
         {"phases", std::move(phases)}, {"blackout_us", optional_to_json(record.blackout_us)},
@@ -125,6 +128,11 @@ nlohmann::json to_json(const UpdateRecord& record) {
         {"predicted_blackout_us", optional_to_json(record.predicted_blackout_us)},
         {"guest_tsc_at_switchover", optional_to_json(record.guest_tsc_at_switchover)},
         {"blackout_split", std::move(split)}, {"reason", record.reason}};
+    if (record.way.empty()) return whole;
+    whole["way"] = record.way;
+    whole["way_why"] = record.way_why;
+    whole["vmm_downtime_us"] = optional_to_json(record.vmm_downtime_us);
+    return whole;
 }
 
 Result<UpdateRecord> record_from_json(const nlohmann::json& json) {

@@ -73,7 +73,11 @@ struct UpdateRecord {
     // The guest's own TSC (vCPU 0) when the destination took it: finds the gap that the guest saw.
     std::optional<uint64_t> guest_tsc_at_switchover;
     std::vector<BlackoutPart> blackout_split;
-    std::string reason; // empty when all went well
+    // Of QEMU guests: how the guest got, or would get, to the destination, and why so. Empty otherwise.
+    std::string way;
+    std::string way_why;
+    std::optional<uint64_t> vmm_downtime_us; // as the source QEMU measures it, in whole milliseconds
+    std::string reason;                      // empty when all went well
     bool operator==(const UpdateRecord&) const = default;
 };
 

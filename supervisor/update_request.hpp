@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <optional>
+#include <string>
 
 #include "handoff/fault.hpp"
 #include "handoff/phase.hpp"
@@ -22,6 +23,7 @@ struct UpdateRequest {
     UpdateKind kind = UpdateKind::kUpdate;
     OpenBinary binary;
     std::chrono::microseconds timeout{}; // preparing and rehearsing together
+    std::string way;                     // of QEMU guests: its name; empty: the best one that fits
     std::optional<FaultRequest> fault;
 };
 

@@ -208,6 +208,9 @@ Result<UpdateRequest> VmSupervisor::read_request(const nlohmann::json& request, 
     }
     const auto timeout_ms = request.value("timeout_ms", uint64_t{0});
     update.timeout = timeout_ms == 0 ? config_.timeout : std::chrono::milliseconds(timeout_ms);
+    update.way = request.value("way", "");
+    if (!update.way.empty() && config_.driver != DriverKind::kQemu)
+        return Error(ErrorCode::kInvalid, "ways are told apart for guests of QEMU only; leave 'way' out");
     if (!request.contains("fault")) return update;
     if (!test_faults_)
         return Error(

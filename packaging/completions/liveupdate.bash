@@ -47,7 +47,8 @@ _liveupdate() {
         if [[ $word != -* ]]; then command=$word; break; fi
     done
     case $previous in
-    --binary) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+    --way) mapfile -t COMPREPLY < <(compgen -W 'x-ignore-shared cpr-transfer postcopy' -- "$current"); return ;;
+    --binary | --qmp) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
     --timeout | --max-parallel | --canary | --limit | -n) return ;;
     esac
     if [[ $current == -* ]]; then

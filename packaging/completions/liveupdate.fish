@@ -48,4 +48,6 @@ complete -c liveupdate -n '__fish_seen_subcommand_from now plan rollback abort r
 complete -c liveupdate -n '__fish_seen_subcommand_from start status' -a '(__liveupdate_configured)'
 complete -c liveupdate -n '__fish_seen_subcommand_from start' -F
 complete -c liveupdate -n '__fish_seen_subcommand_from history' -a '(__liveupdate_with_history)'
+complete -c liveupdate -l way -x -n '__fish_seen_subcommand_from now plan rollback' -a 'x-ignore-shared cpr-transfer postcopy'
+complete -c liveupdate -l qmp -r -F -n '__fish_seen_subcommand_from adopt'
 complete -c liveupdate -l binary -r -F -n '__fish_seen_subcommand_from now plan'

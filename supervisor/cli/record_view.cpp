@@ -43,6 +43,12 @@ std::string forecast(const UpdateRecord& r) {
     return text;
 }
 
+// "by postcopy (the guest's RAM is private...)"
+std::string by(const UpdateRecord& r) {
+    if (r.way.empty()) return "";
+    return ", by " + printable(r.way) + " (" + either(r.way_why, "no reason was given") + ")";
+}
+
 std::string because(const UpdateRecord& r) {
     return ": " + either(r.reason, "no reason was given");
 }
@@ -55,7 +61,7 @@ std::string describe(const UpdateRecord& r) {
     case Outcome::kCompleted:
         return (r.kind == UpdateKind::kRollback ? "went back " : "updated ") + change(r) + blackout(r);
     case Outcome::kPlanned:
-        return "would update " + change(r) + forecast(r);
+        return "would update " + change(r) + forecast(r) + by(r);
     case Outcome::kNothingToDo:
         return "nothing to do: " + either(r.reason, "the binary on disk runs already");
     case Outcome::kRefused:

@@ -28,6 +28,7 @@ struct UpdateArguments {
     std::vector<std::string> names;
     std::string binary;
     std::string timeout;
+    std::string way;
     RolloutOptions rollout;
     bool all = false;
     bool dry_run = false;
@@ -132,6 +133,7 @@ Result<nlohmann::json> make_request(const UpdateArguments& arguments) {
             return Error(ErrorCode::kInvalid, "--binary " + arguments.binary + ": " + problem.message());
         request["binary"] = path.lexically_normal().string();
     }
+    if (!arguments.way.empty()) request["way"] = arguments.way;
     if (!arguments.timeout.empty()) {
         auto timeout = parse_duration(arguments.timeout).context("--timeout");
         if (!timeout) return std::move(timeout).error();
@@ -186,6 +188,8 @@ void add_options(CLI::App& command, const std::shared_ptr<UpdateArguments>& a) {
     command.add_option("--canary", a->rollout.canaries,
         "so many VMs first; the others only after these have completed, probation included");
     command.add_flag("--keep-going", a->keep_going, "begin further VMs after one has failed");
+    command.add_option("--way", a->way,
+        "of QEMU guests: x-ignore-shared, cpr-transfer or postcopy, instead of the best that fits");
     command.add_option("--timeout", a->timeout, "limit of preparing and rehearsing, for example 30s");
     command.add_flag("--json", a->json, "print one JSON document at the end and nothing else");
 }

@@ -28,6 +28,14 @@ std::string virtio(const std::string& kind, const std::string& machine_type) {
     return "virtio-" + kind + (machine_type == "microvm" ? "-device" : "-pci");
 }
 
+void add_ram(const VmConfig& config, CommandLine& line) {
+    if (config.memory.front().backing == Backing::kPrivate)
+        return line.add("-object",
+            json{{"qom-type", "memory-backend-ram"}, {"id", kRamId}, {"size", config.memory_bytes()}});
+    line.add("-object", json{{"qom-type", "memory-backend-file"}, {"id", kRamId},
+                            {"size", config.memory_bytes()}, {"share", true}, {"mem-path", ram_path()}});
+}
+
 void add_disks(const VmConfig& config, const std::string& machine_type, CommandLine& line) {
     for (size_t i = 0; i < config.disks.size(); ++i) {
         const DiskConfig& disk = config.disks[i];
@@ -91,6 +99,10 @@ std::string console_fds() {
     return "fd=" + std::to_string(kConsoleFd) + ",set=1";
 }
 
+std::string ram_path() {
+    return "/proc/self/fd/" + std::to_string(kRamFd);
+}
+
 std::string machine_type_of(const std::string& machine) {
     return machine.substr(0, machine.find(','));
 }
@@ -103,9 +115,7 @@ std::vector<std::string> guest_arguments(const VmConfig& config, const std::stri
     line.add("-no-user-config");
     line.add("-no-shutdown"); // the supervisor decides what the end of a guest is
     line.add("-display", std::string("none"));
-    line.add(
-        "-object", json{{"qom-type", "memory-backend-file"}, {"id", kRamId}, {"size", config.memory_bytes()},
-                       {"share", true}, {"mem-path", "/proc/self/fd/" + std::to_string(kRamFd)}});
+    add_ram(config, line);
     line.add("-machine", machine_type +
                              config.qemu.machine.substr(machine_type_of(config.qemu.machine).size()) +
                              with_kernel_ioapic(config) + ",memory-backend=" + kRamId);

@@ -19,6 +19,9 @@ std::vector<std::string> guest_arguments(const VmConfig& config, const std::stri
 // The argument that makes the console's descriptor known to QEMU, as descriptor set 1.
 std::string console_fds();
 
+// Where each QEMU finds RAM that was passed to it.
+std::string ram_path();
+
 // The type alone of "q35,smm=off".
 std::string machine_type_of(const std::string& machine);
 

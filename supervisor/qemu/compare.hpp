@@ -6,8 +6,8 @@
 
 namespace liveupdate::supervisor::qemu {
 
-// kRefused, with what differs: RAM that is not shared, capabilities of migration that one lacks, machine
-// type, number of vCPUs, and the devices under /machine by path and type.
+// kRefused, with what differs: the machine type, and the devices under /machine by path and type; between
+// releases those alone that the command line has made.
 Result<void> compare_guests(QemuProcess& source, QemuProcess& destination, Deadline deadline, int cancel_fd);
 
 } // namespace liveupdate::supervisor::qemu

@@ -3,10 +3,14 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "handoff/base/fd.hpp"
 #include "supervisor/kept_vmms.hpp"
+#include "supervisor/qemu/adopted.hpp"
 #include "supervisor/qemu/command_line.hpp"
 #include "supervisor/qemu/qemu_update.hpp"
+#include "supervisor/qemu/recovery.hpp"
 #include "supervisor/qemu/run_state.hpp"
 
 namespace liveupdate::supervisor::qemu {
@@ -17,22 +21,9 @@ constexpr auto kAnswerTime = std::chrono::seconds(5);
 constexpr auto kFindTime = std::chrono::seconds(2);
 constexpr auto kOthersEndTime = std::chrono::seconds(3); // of QEMUs that have no monitor yet
 constexpr auto kQuitTime = std::chrono::seconds(2);
+constexpr auto kPagesTime =
+    std::chrono::seconds(60); // for the pages of an update by postcopy; then once more
 constexpr handoff::Participant kFirst = 1;
-
-// "pc-q35-7.2" of a QEMU that was asked for "q35".
-Result<std::string> machine_type(QemuProcess& qemu, Deadline deadline) {
-    TRY_ASSIGN(const nlohmann::json answer,
-        qemu.execute("qom-get", {{"path", "/machine"}, {"property", "type"}}, deadline));
-    std::string type = answer.is_string() ? answer.get<std::string>() : "";
-    constexpr std::string_view kSuffix = "-machine";
-    if (!type.ends_with(kSuffix)) return Error(ErrorCode::kProtocol, "QEMU tells no machine type");
-    return type.substr(0, type.size() - kSuffix.size());
-}
-
-std::string word_in(const nlohmann::json& object, const char* key) {
-    const auto found = object.find(key);
-    return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
-}
 
 } // namespace
 
@@ -42,16 +33,19 @@ QemuDriver::QemuDriver(const VmConfig& config, const Paths& paths)
 // Of all QEMUs that a former supervisor has left, the owner runs the guest and all others end.
 Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
     TRY(folder_.make());
+    TRY_ASSIGN(const auto adopted, find_adopted(folder_.path()));
     const Deadline settled = Deadline::after(kOthersEndTime);
     for (bool anybody = true; anybody && !vmm_;) {
         std::vector<QemuProcess> found;
         Result<void> done;
-        for (const auto& monitor : folder_.monitors(kept)) {
+        const auto monitors = folder_.monitors(kept);
+        for (const auto& monitor : monitors) {
             auto process = QemuProcess::find(monitor, folder_, Deadline::after(kFindTime));
             if (process) {
                 found.push_back(std::move(*process));
             } else if (process.error().code == ErrorCode::kNotFound) {
-                ::unlink(monitor.path.c_str()); // none of what was kept
+                if (monitor.participant != kAdoptedParticipant || !adopted)
+                    ::unlink(monitor.path.c_str()); // none of what was kept
             } else {
                 // It may run the guest: a second one beside it would be worse than none.
                 done = Error(process.error().code, "the QEMU at " + folder_.socket(monitor.participant) +
@@ -59,6 +53,11 @@ Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
                                                        process.error().message + "); end it, or wait");
             }
         }
+        if (adopted && std::none_of(found.begin(), found.end(),
+                           [](const auto& each) { return each.participant() == kAdoptedParticipant; }))
+            done = Error(ErrorCode::kBusy,
+                "the QEMU that was adopted lives (pid " + std::to_string(adopted->pid) +
+                    "), but nobody listens at its monitor; end it, or make its socket anew");
         if (done)
             done = take_owner(std::move(found));
         else
@@ -86,7 +85,14 @@ Result<void> QemuDriver::take_owner(std::vector<QemuProcess> found) {
         return error;
     };
     handoff::BatonWord word;
+    // One that somebody else has started knows no word: it is asked last.
+    std::stable_partition(found.begin(), found.end(), [](const auto& each) { return !each.is_adopted(); });
     for (QemuProcess& process : found) {
+        if (process.is_adopted() && guest_) {
+            if (word.state != handoff::BatonState::kFree && word.owner == process.participant())
+                vmm_ = std::move(process);
+            continue;
+        }
         auto guest = QemuGuest::from(process);
         if (!guest) return fail(std::move(guest).error());
         guest_ = std::move(*guest);
@@ -99,6 +105,23 @@ Result<void> QemuDriver::take_owner(std::vector<QemuProcess> found) {
         guest_.reset();
         return {};
     }
+    const auto rest = std::find_if(found.begin(), found.end(), [](const auto& each) { return bool(each); });
+    QemuProcess* const other = rest == found.end() ? nullptr : &*rest;
+    const auto owner = settle_postcopy(vmm_, other, *guest_->baton, Deadline::after(kPagesTime));
+    if (!owner) {
+        vmm_.forget();
+        return fail(owner.error());
+    }
+    if (*owner == PostcopyOwner::kOther) std::swap(vmm_, *other);
+    if (*owner == PostcopyOwner::kNobody) {
+        spdlog::error(
+            "{}: an update by postcopy was cut short, and pages of the guest's RAM with it", config_.name);
+        found.clear();
+        vmm_.kill();
+        guest_.reset();
+        return {};
+    }
+    word = guest_->baton->read();
     // The others end before the owner is made to run: a migration that was under way is over then.
     for (QemuProcess& process : found)
         if (process) process.kill();
@@ -135,6 +158,7 @@ Result<void> QemuDriver::start_pinned(const OpenBinary& binary, const Shelter& s
         TRY_ASSIGN(guest_, QemuGuest::create(config_, paths_, wanted));
         TRY_ASSIGN(vmm_, QemuProcess::spawn(binary, guest_->arguments, QemuProcess::Role::kFirst, kFirst,
                              folder_, guest_->fds(), deadline, -1));
+        if (!config_.qemu.command_line.empty()) break; // it says exactly which
         TRY_ASSIGN(const std::string type, machine_type(vmm_, deadline));
         if (type == wanted) break;
         spdlog::info("{}: the machine '{}' is pinned to '{}'", config_.name, wanted, type);
@@ -142,7 +166,7 @@ Result<void> QemuDriver::start_pinned(const OpenBinary& binary, const Shelter& s
         vmm_.kill();
         guest_.reset();
     }
-    TRY(pin_machine(config_, paths_, wanted));
+    if (config_.qemu.command_line.empty()) TRY(pin_machine(config_, paths_, wanted));
     shelter({vmm_.pid(), vmm_.pidfd(), vmm_.monitor_file()});
     TRY(attach_console(vmm_, guest_->console_backend(), deadline));
     if (!guest_->baton->claim(kFirst)) return Error(ErrorCode::kInternal, "a fresh baton is not free");
@@ -208,9 +232,10 @@ void QemuDriver::kill() {
 
 std::vector<handoff::FdToSend> QemuDriver::keepsakes() const {
     if (!vmm_ || !guest_) return {};
-    return {{"vmm-" + std::to_string(vmm_.pid()), vmm_.pidfd()},
-        {"session-" + std::to_string(vmm_.pid()), vmm_.monitor_file()}, {"baton", guest_->baton_fd.get()},
-        {kRamId, guest_->ram.get()}};
+    std::vector<handoff::FdToSend> all{{"vmm-" + std::to_string(vmm_.pid()), vmm_.pidfd()},
+        {"session-" + std::to_string(vmm_.pid()), vmm_.monitor_file()}, {"baton", guest_->baton_fd.get()}};
+    if (guest_->ram) all.push_back({kRamId, guest_->ram.get()});
+    return all;
 }
 
 UpdateResult QemuDriver::update(UpdateRequest request, std::string id, const UpdateHooks& hooks) {

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "handoff/base/fd.hpp"
@@ -34,16 +35,28 @@ std::vector<int> device_numbers(const std::vector<std::string>& arguments) {
 
 } // namespace
 
+Result<void> QemuGuest::make_baton() {
+    TRY_ASSIGN(baton_fd, handoff::Baton::create_segment());
+    TRY_ASSIGN(handoff::Baton mapped, handoff::Baton::map(baton_fd.get()));
+    baton = std::make_unique<handoff::Baton>(std::move(mapped));
+    return {};
+}
+
 Result<QemuGuest> QemuGuest::create(
     const VmConfig& config, const Paths& paths, const std::string& machine_type) {
     QemuGuest guest;
+    guest.arguments = config.qemu.command_line;
+    if (!guest.arguments.empty()) {
+        TRY(guest.make_baton());
+        return guest;
+    }
     const MemoryConfig& memory = config.memory.front();
-    TRY_ASSIGN(handoff::RamBlock block,
-        handoff::create_ram_block(kRamId, ram_kind(memory.backing), memory.size, memory.directory));
-    guest.ram = std::move(block.file);
-    TRY_ASSIGN(guest.baton_fd, handoff::Baton::create_segment());
-    TRY_ASSIGN(handoff::Baton baton, handoff::Baton::map(guest.baton_fd.get()));
-    guest.baton = std::make_unique<handoff::Baton>(std::move(baton));
+    if (memory.backing != Backing::kPrivate) {
+        TRY_ASSIGN(handoff::RamBlock block,
+            handoff::create_ram_block(kRamId, ram_kind(memory.backing), memory.size, memory.directory));
+        guest.ram = std::move(block.file);
+    }
+    TRY(guest.make_baton());
     handoff::NamedFds console;
     TRY(open_console(config, paths, console));
     if (console["console"]) guest.devices[kConsoleFd] = std::move(console["console"]);
@@ -61,10 +74,21 @@ Result<QemuGuest> QemuGuest::create(
 Result<QemuGuest> QemuGuest::from(const QemuProcess& process) {
     QemuGuest guest;
     TRY_ASSIGN(guest.arguments, process.guest_arguments());
+    if (process.is_adopted()) {
+        TRY(guest.make_baton());
+        if (!guest.baton->claim(process.participant()))
+            return Error(ErrorCode::kInternal, "a fresh baton is not free");
+        return guest;
+    }
     TRY_ASSIGN(guest.baton_fd, process.take_fd(kBatonFd));
     TRY_ASSIGN(handoff::Baton baton, handoff::Baton::map(guest.baton_fd.get()));
     guest.baton = std::make_unique<handoff::Baton>(std::move(baton));
-    TRY_ASSIGN(guest.ram, process.take_fd(kRamFd));
+    const auto has_ram = [](const std::string& argument) {
+        return argument.find('"' + ram_path() + '"') != std::string::npos;
+    };
+    if (std::any_of(guest.arguments.begin(), guest.arguments.end(), has_ram)) {
+        TRY_ASSIGN(guest.ram, process.take_fd(kRamFd));
+    }
     for (const int number : device_numbers(guest.arguments)) {
         TRY_ASSIGN(guest.devices[number], process.take_fd(number == kConsoleFd ? kConsoleKeptFd : number));
     }
@@ -84,7 +108,8 @@ nlohmann::json QemuGuest::console_backend() const {
 }
 
 std::vector<ChildFd> QemuGuest::fds() const {
-    std::vector<ChildFd> all{{ram.get(), kRamFd}, {baton_fd.get(), kBatonFd}};
+    std::vector<ChildFd> all{{baton_fd.get(), kBatonFd}};
+    if (ram) all.push_back({ram.get(), kRamFd});
     for (const auto& [number, file] : devices)
         all.push_back({file.get(), number});
     if (const auto console = devices.find(kConsoleFd); console != devices.end())

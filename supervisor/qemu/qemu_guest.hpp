@@ -17,7 +17,7 @@
 namespace liveupdate::supervisor::qemu {
 
 struct QemuGuest {
-    UniqueFd ram;
+    UniqueFd ram;                    // none when it is private to each QEMU
     std::map<int, UniqueFd> devices; // console and taps, by the numbers that each QEMU has them under
     UniqueFd baton_fd;
     // Moved by the supervisor alone, on behalf of the QEMUs, which know nothing of it: a QEMU is let run the
@@ -28,7 +28,8 @@ struct QemuGuest {
     // Fresh RAM, a free word, an opened console, attached taps.
     static Result<QemuGuest> create(
         const VmConfig& config, const Paths& paths, const std::string& machine_type);
-    // From a QEMU that has it; whether that one owns the guest is in the word.
+    // From a QEMU that has it; whether that one owns the guest is in the word. One that somebody else has
+    // started has no word, and gets one that names it.
     static Result<QemuGuest> from(const QemuProcess& process);
 
     // What the character device of the console is to be in the QEMU that has the guest, for `chardev-change`;
@@ -37,6 +38,9 @@ struct QemuGuest {
 
     // Borrowed, for each QEMU of the guest.
     std::vector<ChildFd> fds() const;
+
+private:
+    Result<void> make_baton();
 };
 
 // The machine type that this guest is pinned to, from the VM's state folder; the one that the VM file asks

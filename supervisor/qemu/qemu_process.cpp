@@ -15,6 +15,7 @@
 
 #include "handoff/base/fd.hpp"
 #include "supervisor/kept_vmms.hpp"
+#include "supervisor/qemu/adopted.hpp"
 
 namespace liveupdate::supervisor::qemu {
 namespace {
@@ -25,7 +26,6 @@ constexpr std::string_view kPrefix = "qmp-";
 constexpr std::string_view kSuffix = ".sock";
 constexpr std::string_view kDeleted = " (deleted)";
 constexpr const char* kMonitorOption = "-qmp"; // the first of the arguments that belong to one process
-constexpr size_t kLongestCommandLine = size_t{1} << 20;
 
 // Commas of a value are doubled in QEMU's option syntax.
 std::string with_commas_doubled(const std::string& value) {
@@ -55,7 +55,23 @@ Result<pid_t> peer_of(int socket) {
     return peer.pid;
 }
 
+std::vector<std::string> cpr_channels(const MonitorFolder& folder) {
+    std::vector<std::string> channels;
+    for (const nlohmann::json& channel : migration_channels(folder))
+        channels.push_back(channel.dump());
+    return channels;
+}
+
 } // namespace
+
+nlohmann::json migration_channels(const MonitorFolder& folder) {
+    const auto channel = [](const char* type, const std::string& path) -> nlohmann::json {
+        return {
+            {"channel-type", type}, {"addr", {{"transport", "socket"}, {"type", "unix"}, {"path", path}}}};
+    };
+    return nlohmann::json::array(
+        {channel("main", folder.migration_socket()), channel("cpr", folder.cpr_socket())});
+}
 
 Result<void> MonitorFolder::make() const {
     if (::mkdir(path_.c_str(), 0700) < 0 && errno != EEXIST) return Error::from_errno("make " + path_);
@@ -79,8 +95,8 @@ std::vector<MonitorFolder::Monitor> MonitorFolder::monitors(const handoff::Named
         paths.push_back(entry.path());
     std::vector<Monitor> found;
     for (const std::string& path : session_sockets(paths, kept)) {
-        const bool kept_only = fs::is_symlink(path, problem);
-        const fs::path file = kept_only ? fs::read_symlink(path, problem) : fs::path(path);
+        const bool here = fs::path(path).parent_path() == path_;
+        const fs::path file = here ? fs::path(path) : fs::read_symlink(path, problem);
         if (const auto number = participant_of(file.filename().string())) found.push_back({*number, path});
     }
     return found;
@@ -116,49 +132,94 @@ Result<QemuProcess> QemuProcess::spawn(const OpenBinary& binary,
     arguments.insert(arguments.end(),
         {kMonitorOption, "unix:" + with_commas_doubled(qemu.socket_) + ",server=on,wait=off", "-S"});
     if (role == Role::kIncoming) arguments.insert(arguments.end(), {"-incoming", "defer"});
+    if (role == Role::kCpr) {
+        for (const std::string& channel : cpr_channels(folder))
+            arguments.insert(arguments.end(), {"-incoming", channel});
+        for (const std::string& path : {folder.cpr_socket(), folder.migration_socket()})
+            if (::unlink(path.c_str()) < 0 && errno != ENOENT) return Error::from_errno("remove " + path);
+    }
     TRY_ASSIGN(const UniqueFd life, folder.life());
     std::vector<ChildFd> fds = guest_fds;
     fds.push_back({life.get(), kLifeFd});
     TRY_ASSIGN(qemu.process_, ChildProcess::spawn(binary, arguments, fds));
-    auto connected = qemu.connect(qemu.socket_, deadline, cancel_fd);
-    if (!connected) {
-        Error error = std::move(connected).error();
-        if (error.code == ErrorCode::kPeerGone) error = qemu.gone(error);
-        if (error.code == ErrorCode::kTimeout)
-            error.message = "it did not answer as a QEMU within the time limit";
-        return std::move(error).context(binary.info.path);
-    }
+    if (role == Role::kCpr)
+        TRY(qemu.await_cpr(folder, deadline, cancel_fd));
+    else
+        TRY(qemu.connect(deadline, cancel_fd));
     return qemu;
 }
 
-Result<void> QemuProcess::connect(const std::string& path, Deadline deadline, int cancel_fd) {
+Result<void> QemuProcess::connect(Deadline deadline, int cancel_fd) {
+    auto connected = open_monitor(deadline, cancel_fd);
+    if (connected) return {};
+    Error error = std::move(connected).error();
+    if (error.code == ErrorCode::kPeerGone) error = gone(error);
+    if (error.code == ErrorCode::kTimeout)
+        error.message = "it did not answer as a QEMU within the time limit";
+    return std::move(error).context(binary_.info.path);
+}
+
+Result<void> QemuProcess::open_monitor(Deadline deadline, int cancel_fd) {
     for (;;) {
-        auto socket = fd::unix_connect(path, SOCK_STREAM);
+        auto socket = fd::unix_connect(socket_, SOCK_STREAM);
         if (socket) {
             TRY_ASSIGN(const pid_t peer, peer_of(socket->get()));
             if (peer != pid())
                 return Error(
-                    ErrorCode::kProtocol, "somebody else than the started process listens at " + path);
+                    ErrorCode::kProtocol, "somebody else than the started process listens at " + socket_);
             TRY_ASSIGN(monitor_, QmpChannel::open(std::move(*socket), deadline, cancel_fd));
-            TRY_ASSIGN(monitor_file_, fd::open(path, O_PATH));
+            TRY_ASSIGN(monitor_file_, fd::open(socket_, O_PATH));
             return {};
         }
-        if (!alive()) return Error(ErrorCode::kPeerGone, "it has ended");
-        if (deadline.passed()) return Error(ErrorCode::kTimeout, "it does not listen");
-        pollfd polled[] = {{process_.pidfd(), POLLIN, 0}, {cancel_fd, POLLIN, 0}};
-        ::poll(polled, 2, static_cast<int>(kLook.count()));
-        if (polled[1].revents != 0) return Error(ErrorCode::kAborted, "somebody asked for it to stop");
+        TRY(look_again(deadline, cancel_fd));
     }
+}
+
+// Its sockets are there once it has come as far as to listen.
+Result<void> QemuProcess::await_cpr(const MonitorFolder& folder, Deadline deadline, int cancel_fd) {
+    while (::access(folder.cpr_socket().c_str(), F_OK) < 0) {
+        auto looked = look_again(deadline, cancel_fd);
+        if (looked) continue;
+        Error error = std::move(looked).error();
+        if (error.code == ErrorCode::kPeerGone) error = gone(error);
+        return std::move(error).context(binary_.info.path);
+    }
+    return {};
+}
+
+Result<void> QemuProcess::look_again(Deadline deadline, int cancel_fd) {
+    if (!alive()) return Error(ErrorCode::kPeerGone, "it has ended");
+    if (deadline.passed()) return Error(ErrorCode::kTimeout, "it does not listen");
+    pollfd polled[] = {{process_.pidfd(), POLLIN, 0}, {cancel_fd, POLLIN, 0}};
+    ::poll(polled, 2, static_cast<int>(kLook.count()));
+    if (polled[1].revents != 0) return Error(ErrorCode::kAborted, "somebody asked for it to stop");
+    return {};
 }
 
 Result<QemuProcess> QemuProcess::find(
     const MonitorFolder::Monitor& at, const MonitorFolder& folder, Deadline deadline) {
+    auto attached = attach(at.path, at.participant, deadline);
+    if (!attached) return attached;
+    attached->socket_ = folder.socket(at.participant);
+    if (at.participant != kAdoptedParticipant) return attached;
+    auto adopted = find_adopted(folder.path());
+    if (!adopted) {
+        attached->forget();
+        return std::move(adopted).error();
+    }
+    if (*adopted && (*adopted)->pid == attached->pid())
+        attached->adopted_arguments_ = std::move((*adopted)->arguments);
+    return attached;
+}
+
+Result<QemuProcess> QemuProcess::attach(
+    const std::string& socket_path, handoff::Participant participant, Deadline deadline) {
     QemuProcess qemu;
-    qemu.participant_ = at.participant;
-    qemu.socket_ = folder.socket(at.participant);
-    auto socket = fd::unix_connect(at.path, SOCK_STREAM);
+    qemu.participant_ = participant;
+    qemu.socket_ = socket_path;
+    auto socket = fd::unix_connect(qemu.socket_, SOCK_STREAM);
     if (!socket) return Error(ErrorCode::kNotFound, socket.error().message);
-    TRY_ASSIGN(qemu.monitor_file_, fd::open(at.path, O_PATH));
+    TRY_ASSIGN(qemu.monitor_file_, fd::open(socket_path, O_PATH));
     TRY_ASSIGN(const pid_t peer, peer_of(socket->get()));
     auto monitor = QmpChannel::open(std::move(*socket), deadline);
     if (!monitor && monitor.error().code == ErrorCode::kPeerGone)
@@ -223,19 +284,13 @@ uint64_t QemuProcess::started_unix() const {
 }
 
 Result<std::vector<std::string>> QemuProcess::guest_arguments() const {
-    const std::string path = "/proc/" + std::to_string(pid()) + "/cmdline";
-    TRY_ASSIGN(const std::string line, fd::read_file(path, kLongestCommandLine));
-    std::vector<std::string> all;
-    for (size_t begin = 0; begin < line.size();) {
-        const size_t end = std::min(line.find('\0', begin), line.size());
-        all.push_back(line.substr(begin, end - begin));
-        begin = end + 1;
-    }
+    if (adopted_arguments_) return *adopted_arguments_;
+    TRY_ASSIGN(const auto all, arguments_of(pid()));
     const auto own = std::find(all.rbegin(), all.rend(), kMonitorOption);
-    if (own == all.rend() || all.size() < 2)
+    if (own == all.rend())
         return Error(ErrorCode::kRefused,
             "process " + std::to_string(pid()) + " was not started by liveupdate: it has no '-qmp'");
-    return std::vector<std::string>(all.begin() + 1, own.base() - 1);
+    return std::vector<std::string>(all.begin(), own.base() - 1);
 }
 
 Result<UniqueFd> QemuProcess::take_fd(int number) const {

@@ -4,6 +4,7 @@
 // command line, and its monitor's socket, whose name has the process's number in the life of the guest.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,11 +30,12 @@ inline constexpr int kFirstNetFd = 20;     // taps, one each
 class MonitorFolder {
 public:
     explicit MonitorFolder(std::string path) : path_(std::move(path)) {}
-
     const std::string& path() const { return path_; }
+
     Result<void> make() const;
     std::string socket(handoff::Participant participant) const;
     std::string migration_socket() const { return path_ + "/migration.sock"; }
+    std::string cpr_socket() const { return path_ + "/cpr.sock"; }
     // Where the participants have, or had, a monitor; `kept` by a service manager, which may lie here no
     // more.
     struct Monitor {
@@ -53,20 +55,30 @@ private:
     std::string path_;
 };
 
+// Where a destination of Role::kCpr listens, as QMP's `migrate` takes it.
+nlohmann::json migration_channels(const MonitorFolder& folder);
+
 class QemuProcess {
 public:
     QemuProcess() = default;
 
     // Starts `binary`, stopped, with the guest's arguments and those of one process, and connects to its
-    // monitor. Errors name the binary and carry its last words. `incoming`: it waits for a guest.
-    enum class Role { kFirst, kIncoming };
+    // monitor. Errors name the binary and carry its last words. kIncoming waits to be told where the guest
+    // comes from; kCpr listens at the folder's sockets, and its monitor is there only once the source has
+    // begun to migrate: connect() is then the caller's to call.
+    enum class Role { kFirst, kIncoming, kCpr };
     static Result<QemuProcess> spawn(const OpenBinary& binary,
         const std::vector<std::string>& guest_arguments, Role role, handoff::Participant participant,
         const MonitorFolder& folder, const std::vector<ChildFd>& guest_fds, Deadline deadline, int cancel_fd);
+    // To the monitor of one that was started with kCpr. Errors as spawn()'s.
+    Result<void> connect(Deadline deadline, int cancel_fd);
     // One that a former supervisor has started. kNotFound: nobody listens at its monitor. On any other error
     // it lives on.
     static Result<QemuProcess> find(
         const MonitorFolder::Monitor& at, const MonitorFolder& folder, Deadline deadline);
+    // Whoever listens at `socket`, whoever has started it. Errors as find()'s.
+    static Result<QemuProcess> attach(
+        const std::string& socket, handoff::Participant participant, Deadline deadline);
 
     explicit operator bool() const { return static_cast<bool>(process_); }
     bool alive() const { return process_.alive(); }
@@ -93,13 +105,17 @@ public:
     RecordedBinary recorded() const;
     uint64_t started_unix() const;
 
+    // Started by somebody else, and without anything of ours: adopted.hpp.
+    bool is_adopted() const { return adopted_arguments_.has_value(); }
     // What all QEMUs of this guest are started with, from its own command line.
     Result<std::vector<std::string>> guest_arguments() const;
     // A descriptor that it was given by that number.
     Result<UniqueFd> take_fd(int number) const;
 
 private:
-    Result<void> connect(const std::string& socket, Deadline deadline, int cancel_fd);
+    Result<void> open_monitor(Deadline deadline, int cancel_fd);
+    Result<void> await_cpr(const MonitorFolder& folder, Deadline deadline, int cancel_fd);
+    Result<void> look_again(Deadline deadline, int cancel_fd);
     Error gone(const Error& error);
 
     ChildProcess process_;
@@ -107,6 +123,7 @@ private:
     UniqueFd monitor_file_;
     OpenBinary binary_;
     std::string socket_;
+    std::optional<std::vector<std::string>> adopted_arguments_;
     handoff::Participant participant_ = 0;
 };
 

@@ -5,6 +5,8 @@
 
 #include "supervisor/qemu/command_line.hpp"
 #include "supervisor/qemu/compare.hpp"
+#include "supervisor/qemu/offers.hpp"
+#include "supervisor/qemu/open_files.hpp"
 #include "supervisor/qemu/run_state.hpp"
 
 namespace liveupdate::supervisor::qemu {
@@ -18,23 +20,11 @@ constexpr auto kAnswerTime = std::chrono::seconds(5); // for answers that need n
 constexpr auto kStartTime = std::chrono::seconds(2);  // from the order to migrate to the guest's stop
 constexpr auto kEndTime = std::chrono::seconds(10);   // for a source to close its images
 constexpr auto kRollbackTime = std::chrono::seconds(30);
+constexpr auto kNoWayBackTime = std::chrono::seconds(60); // for a destination that alone can run the guest
 constexpr auto kProbationStep = std::chrono::milliseconds(100);
 
 handoff::Participant next_participant(handoff::Participant current) {
     return static_cast<handoff::Participant>(current % handoff::kMaxParticipant + 1);
-}
-
-std::string word_in(const json& object, const char* key) {
-    const auto found = object.find(key);
-    return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
-}
-
-Result<void> set_capabilities(QemuProcess& qemu, Deadline deadline, int cancel_fd) {
-    json all = json::array();
-    for (const char* name : {"events", "x-ignore-shared", "late-block-activate"})
-        all.push_back({{"capability", name}, {"state", true}});
-    TRY(qemu.execute("migrate-set-capabilities", {{"capabilities", std::move(all)}}, deadline, cancel_fd));
-    return {};
 }
 
 } // namespace
@@ -51,6 +41,7 @@ UpdateRecord QemuUpdate::run() {
         if (request_.kind == UpdateKind::kPlan) return {};
         TRY(switch_over());
         TRY(commit());
+        TRY(fetch_pages());
         TRY(watch_probation());
         return {};
     }();
@@ -68,12 +59,18 @@ UpdateRecord QemuUpdate::run() {
 Result<void> QemuUpdate::negotiate() {
     log_.enter(Phase::kNegotiating);
     TRY(check_source());
-    TRY_ASSIGN(destination_, QemuProcess::spawn(request_.binary, at_.guest.arguments,
-                                 QemuProcess::Role::kIncoming, next_participant(at_.source.participant()),
-                                 at_.folder, at_.guest.fds(), deadline_, at_.hooks.cancel_fd));
-    at_.hooks.shelter({destination_.pid(), destination_.pidfd(), destination_.monitor_file()});
+    TRY(spawn_destination(QemuProcess::Role::kIncoming));
     log_.record().to.version = destination_.monitor().version();
     return reach(Phase::kNegotiating);
+}
+
+Result<void> QemuUpdate::spawn_destination(QemuProcess::Role role) {
+    destination_.kill();
+    TRY_ASSIGN(destination_, QemuProcess::spawn(request_.binary, at_.guest.arguments, role,
+                                 next_participant(at_.source.participant()), at_.folder, at_.guest.fds(),
+                                 deadline_, at_.hooks.cancel_fd));
+    at_.hooks.shelter({destination_.pid(), destination_.pidfd(), destination_.monitor_file()});
+    return {};
 }
 
 // What would make the source refuse later is told before anything is started.
@@ -82,27 +79,45 @@ Result<void> QemuUpdate::check_source() {
     TRY_ASSIGN(const RunState state, run_state(at_.source, deadline).context("the source"));
     if (!state.running)
         return Error(ErrorCode::kRefused, "the guest does not run: QEMU says it is " + state.status);
-    TRY_ASSIGN(const json migration, at_.source.execute("query-migrate", nullptr, deadline));
-    const auto blocked = migration.find("blocked-reasons");
-    if (blocked != migration.end() && blocked->is_array() && !blocked->empty() &&
-        blocked->front().is_string())
-        return Error(
-            ErrorCode::kRefused, "QEMU cannot migrate this guest: " + blocked->front().get<std::string>());
+    return check_disks(at_.source, deadline);
+}
+
+Result<void> QemuUpdate::choose() {
+    const int cancel = at_.hooks.cancel_fd;
+    std::optional<Way> asked_for;
+    if (!request_.way.empty()) {
+        asked_for = parse_way(request_.way);
+        if (!asked_for)
+            return Error(
+                ErrorCode::kRefused, "there is no way '" + request_.way + "'; there are " + names_of_ways());
+    }
+    TRY(back_to_common_mode(at_.source, deadline_, cancel).context("the source"));
+    TRY_ASSIGN(const GuestFacts guest, facts_of(at_.source, deadline_, cancel).context("the source"));
+    const Modes modes =
+        guest.aux_ram_is_shared || asked_for == Way::kCprTransfer ? Modes::kAsk : Modes::kPassOver;
+    TRY_ASSIGN(const Offer here, offer_of(at_.source, modes, deadline_, cancel).context("the source"));
+    TRY_ASSIGN(
+        const Offer there, offer_of(destination_, modes, deadline_, cancel).context("the destination"));
+    TRY_ASSIGN(ChosenWay chosen, choose_way(here, there, guest, asked_for));
+    log_.record().way = to_string(chosen.way);
+    log_.record().way_why = std::move(chosen.why);
+    transfer_.emplace(chosen.way, at_.source, destination_, at_.folder);
     return {};
 }
 
+// The destination that is compared waits for nobody yet. One of cpr-transfer cannot be asked anything before
+// the source migrates to it, so it is another process, of the same binary and arguments.
 Result<void> QemuUpdate::prepare() {
     log_.enter(Phase::kPreparing);
     const int cancel = at_.hooks.cancel_fd;
+    TRY(choose());
     TRY(compare_guests(at_.source, destination_, deadline_, cancel));
-    TRY(set_capabilities(at_.source, deadline_, cancel).context("the source"));
-    TRY(set_capabilities(destination_, deadline_, cancel).context("the destination"));
+    const Way way = transfer_->way();
+    TRY(set_capabilities(at_.source, way, deadline_, cancel).context("the source"));
+    TRY(set_capabilities(destination_, way, deadline_, cancel).context("the destination"));
     if (request_.kind != UpdateKind::kPlan) {
-        // As much at once as there is; the time is the guest's.
-        TRY(at_.source.execute(
-            "migrate-set-parameters", {{"max-bandwidth", int64_t{1} << 40}}, deadline_, cancel));
-        TRY(destination_.execute(
-            "migrate-incoming", {{"uri", "unix:" + at_.folder.migration_socket()}}, deadline_, cancel));
+        if (way == Way::kCprTransfer) TRY(spawn_destination(QemuProcess::Role::kCpr));
+        TRY(transfer_->set_up(deadline_, cancel));
     }
     return reach(Phase::kPreparing);
 }
@@ -116,83 +131,83 @@ Result<void> QemuUpdate::switch_over() {
         return Error(ErrorCode::kInternal, "the source does not hold the guest");
     offered_ = true;
     TRY(reach(Phase::kPausing));
-    TRY(at_.source.execute(
-        "migrate", {{"uri", "unix:" + at_.folder.migration_socket()}}, Deadline::after(kAnswerTime)));
+    TRY(transfer_->begin(Deadline::after(kAnswerTime)));
     TRY(await_transfer());
     return reach(Phase::kTransferring);
 }
 
-// Until the source has sent all of the guest, and the destination has loaded it.
 Result<void> QemuUpdate::await_transfer() {
     const Deadline begin = Deadline::after(kStartTime);
-    std::optional<Deadline> limit; // from the guest's stop
+    std::optional<Deadline> limit; // from the guest's stop, or from where there is no way back
+    bool past_return = false;
     for (;;) {
-        TRY(note_events(at_.source, source_completed_).context("the source"));
-        TRY(note_events(destination_, destination_completed_).context("the destination"));
-        if (source_completed_ && destination_completed_) return {};
-        if (stopped_us_ && !limit) limit = Deadline::after(at_.config.blackout_limit);
+        TRY(transfer_->look());
+        if (transfer_->loaded()) return {};
+        if (transfer_->stopped_us() && !limit) limit = Deadline::after(at_.config.blackout_limit);
+        if (transfer_->past_return() && !std::exchange(past_return, true))
+            limit = Deadline::after(kNoWayBackTime);
         if (limit ? limit->passed() : begin.passed())
-            return Error(ErrorCode::kTimeout, stopped_us_
-                                                  ? "the guest stood still for longer than blackout_limit"
-                                                  : "QEMU did not stop the guest in time");
-        pollfd polled[] = {{at_.source.monitor().fd(), POLLIN, 0}, {destination_.monitor().fd(), POLLIN, 0}};
-        ::poll(polled, 2, limit.value_or(begin).poll_ms());
+            return Error(ErrorCode::kTimeout,
+                past_return ? "the destination does not take the guest, and there is no way back"
+                : limit     ? "the guest stood still for longer than blackout_limit"
+                            : "QEMU did not stop the guest in time");
+        transfer_->wait(limit.value_or(begin));
     }
-}
-
-// Takes what one of them has said; false when nothing. An error: its migration has failed, or it has ended.
-Result<bool> QemuUpdate::note_events(QemuProcess& qemu, bool& completed) {
-    const auto arrived = qemu.monitor().take_arrived();
-    bool any = false;
-    for (; !qemu.monitor().events().empty(); qemu.monitor().events().pop_front(), any = true) {
-        const QmpEvent& event = qemu.monitor().events().front();
-        const std::string status = word_in(event.data, "status");
-        if (event.name == "STOP" && &qemu == &at_.source) stopped_us_ = event.unix_us;
-        if (event.name == "RESUME" && &qemu == &destination_) resumed_us_ = event.unix_us;
-        if (event.name == "SHUTDOWN") // which stays, for whoever listens after the update
-            return Error(ErrorCode::kRefused, "the guest ended while it was being updated");
-        if (event.name != "MIGRATION") continue;
-        if (status == "completed") completed = true;
-        if (status == "failed" || status == "cancelled")
-            return Error(ErrorCode::kRefused, "QEMU's migration is " + status);
-    }
-    // One that has done its part is not needed any more.
-    if (!arrived && !completed) return arrived.error();
-    return any;
 }
 
 Result<void> QemuUpdate::commit() {
     if (!at_.guest.baton->take(destination_.participant()))
         return Error(ErrorCode::kInternal, "the guest is not on offer to the destination");
     TRY(reach(Phase::kCommitting));
+    auto runs = let_run();
+    // QEMU sends the event before any vCPU runs. Where it has not come, its end makes sure that nothing runs.
+    if (!runs && !transfer_->resumed_us()) {
+        destination_.kill();
+        transfer_->look_at_destination();
+    }
+    ran_ = runs || transfer_->resumed_us();
+    pages_missing_ = ran_ && !transfer_->finished();
+    if (!runs) return std::move(runs).error().context("let the destination run the guest");
+    log_.enter(Phase::kProbation);
+    const auto &stopped = transfer_->stopped_us(), &resumed = transfer_->resumed_us();
+    if (stopped && resumed && *resumed >= *stopped) log_.record().blackout_us = *resumed - *stopped;
+    return {};
+}
+
+Result<void> QemuUpdate::let_run() {
     // Sent together: the guest stands still. A console that is not connected is no reason to hold it up.
     const Deadline deadline = Deadline::after(kAnswerTime);
     const json backend = at_.guest.console_backend();
     if (!backend.is_null())
         static_cast<void>(destination_.monitor().send(
             "chardev-change", {{"id", kConsoleId}, {"backend", backend}}, deadline));
-    const auto answer = destination_.execute("cont", nullptr, deadline);
-    // QEMU sends the event before any vCPU runs. Where neither came, its end makes sure that nothing runs.
-    bool ignored = true;
-    static_cast<void>(note_events(destination_, ignored));
-    if (!answer && !resumed_us_) {
-        destination_.kill();
-        static_cast<void>(note_events(destination_, ignored));
+    TRY(destination_.execute("cont", nullptr, deadline));
+    transfer_->look_at_destination();
+    // One that was still busy with the device state runs the guest as soon as it has all of it.
+    const Deadline limit = Deadline::after(kNoWayBackTime);
+    while (!transfer_->resumed_us()) {
+        if (!destination_.alive()) return Error(ErrorCode::kPeerGone, "it has ended");
+        if (limit.passed()) return Error(ErrorCode::kTimeout, "it does not run it");
+        transfer_->wait(limit.earlier(Deadline::after(kProbationStep)));
+        transfer_->look_at_destination();
     }
-    ran_ = answer || resumed_us_;
-    if (!ran_ || !destination_.alive()) {
-        const Error error = answer ? Error(ErrorCode::kPeerGone, "it has ended") : answer.error();
-        return Error(error).context("let the destination run the guest");
-    }
-    log_.enter(Phase::kProbation);
-    note_blackout();
-    at_.source.end(Deadline::after(kEndTime)); // it has nothing any more that could be gone back to
+    if (!destination_.alive()) return Error(ErrorCode::kPeerGone, "it has ended");
     return {};
 }
 
-void QemuUpdate::note_blackout() {
-    if (stopped_us_ && resumed_us_ && *resumed_us_ >= *stopped_us_)
-        log_.record().blackout_us = *resumed_us_ - *stopped_us_;
+// Both QEMUs are needed for as long as it takes: no deadline makes it better. Afterwards the source has
+// nothing any more that could be gone back to.
+Result<void> QemuUpdate::fetch_pages() {
+    while (!transfer_->finished()) {
+        TRY(transfer_->look().context("the guest's pages"));
+        if (transfer_->finished()) break;
+        transfer_->wait(Deadline::after(kProbationStep));
+    }
+    pages_missing_ = false;
+    if (const auto us = downtime_us(at_.source, Deadline::after(kAnswerTime)); us && *us > 0)
+        log_.record().vmm_downtime_us = *us;
+    at_.source.end(Deadline::after(kEndTime));
+    return {};
 }
 
 Result<void> QemuUpdate::watch_probation() {
@@ -234,27 +249,20 @@ Outcome QemuUpdate::outcome_before_pause(const Error& error) const {
 
 void QemuUpdate::end_with(const Error& error) {
     log_.record().reason = error.message;
-    if (ran_) {
-        const bool lives = destination_.alive();
-        log_.record().outcome = lives ? Outcome::kFailed : Outcome::kLost;
-        at_.source.kill();
-        at_.source = std::move(destination_);
-        if (!lives) lose(error);
-        log_.enter(Phase::kFailed);
-        return;
-    }
+    if (ran_) return end_after_commit(error);
     const bool died = destination_ && !destination_.alive();
     // First of all: what is gone cannot run the guest, and a migration to it is over.
     destination_.kill();
     if (const auto& how = destination_.how_it_ended(); died && error.message.find(how) == std::string::npos)
         log_.record().reason += " (the destination " + how + ")";
-    if (!at_.source.alive()) {
+    if (!at_.source.alive() || pages_are_lost()) {
         log_.record().outcome = Outcome::kLost;
         lose(error);
         log_.enter(Phase::kFailed);
         return;
     }
-    log_.record().outcome = stopped_us_ ? Outcome::kRolledBack : outcome_before_pause(error);
+    const bool stopped = transfer_ && transfer_->stopped_us();
+    log_.record().outcome = stopped ? Outcome::kRolledBack : outcome_before_pause(error);
     if (offered_) {
         if (auto back = take_back(); !back) {
             log_.record().outcome = Outcome::kFailed;
@@ -266,7 +274,26 @@ void QemuUpdate::end_with(const Error& error) {
     log_.enter(Phase::kAbandoned);
 }
 
-// at_.source is dead.
+// The destination has run the guest: what the source has is old, or not all of it.
+void QemuUpdate::end_after_commit(const Error& error) {
+    if (pages_missing_) destination_.kill();
+    const bool lives = destination_.alive();
+    log_.record().outcome = lives ? Outcome::kFailed : Outcome::kLost;
+    at_.source.kill();
+    at_.source = std::move(destination_);
+    if (!lives) lose(error);
+    log_.enter(Phase::kFailed);
+}
+
+// The destination is dead. Of a migration that was in postcopy QEMU says "failed" when it had not given a
+// page away yet; and the guest was never let run by anybody else.
+bool QemuUpdate::pages_are_lost() {
+    if (!transfer_ || transfer_->way() != Way::kPostcopy || !offered_) return false;
+    const auto all = has_all_pages(at_.source, Deadline::after(kAnswerTime));
+    return !all || !*all;
+}
+
+// Ends the source, if it lives: nobody can run the guest.
 void QemuUpdate::lose(const Error& error) {
     at_.source.kill();
     if (const auto& how = at_.source.how_it_ended();

@@ -1,10 +1,10 @@
 // One update of a QEMU guest, from the spawn of the destination to the end of the source. run() is the whole
-// path, top to bottom; each phase is one function. The way is QEMU's migration over a unix socket of its own
-// device state alone: RAM is shared (the capability x-ignore-shared).
+// path, top to bottom; each phase is one function. The ways that there are: ways.hpp.
 //
 // Who may run the guest: the source, until the baton's word names the destination. The destination is started
 // stopped, so that it holds a loaded guest that does not run; the source has then ended its migration and
 // does not run it again by itself. Only then the word moves, and only then the destination is told to run.
+// With postcopy the guest's pages are still in the source then, and both are needed until they have crossed.
 //
 // Runs on a thread of its own and blocks there; everything that may take long has a deadline.
 #pragma once
@@ -14,6 +14,7 @@
 
 #include "supervisor/guest_driver.hpp"
 #include "supervisor/qemu/qemu_guest.hpp"
+#include "supervisor/qemu/transfer.hpp"
 #include "supervisor/update_log.hpp"
 
 namespace liveupdate::supervisor::qemu {
@@ -40,15 +41,19 @@ private:
     Result<void> prepare();
     Result<void> switch_over();
     Result<void> commit();
+    Result<void> let_run();
+    Result<void> fetch_pages();
     Result<void> watch_probation();
     void complete();
 
     Result<void> check_source();
+    Result<void> spawn_destination(QemuProcess::Role role);
+    Result<void> choose();
     Result<void> await_transfer();
-    Result<bool> note_events(QemuProcess& qemu, bool& completed);
-    void note_blackout();
     void end_with(const Error& error);
+    void end_after_commit(const Error& error);
     void lose(const Error& error);
+    bool pages_are_lost();
     Result<void> take_back();
     Outcome outcome_before_pause(const Error& error) const;
     Result<void> reach(handoff::Phase phase);
@@ -58,10 +63,10 @@ private:
     UpdateLog log_;
     Deadline deadline_;
     QemuProcess destination_;
+    std::optional<Transfer> transfer_;
     bool offered_ = false;
-    bool ran_ = false;                                // the destination may have executed guest code
-    std::optional<uint64_t> stopped_us_, resumed_us_; // by QEMU's clock
-    bool source_completed_ = false, destination_completed_ = false;
+    bool ran_ = false;           // the destination may have executed guest code
+    bool pages_missing_ = false; // the destination runs the guest, and cannot go on without the source
     std::optional<OpenBinary> previous_;
 };
 

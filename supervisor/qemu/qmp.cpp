@@ -17,12 +17,6 @@ constexpr size_t kMostEvents = 1024;                 // that wait to be looked a
 constexpr size_t kMostAnswers = 64;
 constexpr size_t kLongestWords = 512;
 
-std::string word_of(const nlohmann::json& object, const char* key) {
-    const auto found = object.find(key);
-    return found != object.end() && found->is_string() ? printable(found->get<std::string>(), kLongestWords)
-                                                       : std::string();
-}
-
 uint64_t number_of(const nlohmann::json& object, const char* key) {
     const auto found = object.find(key);
     return found != object.end() && found->is_number_unsigned() ? found->get<uint64_t>() : 0;
@@ -35,6 +29,12 @@ const nlohmann::json& object_in(const nlohmann::json& object, const char* key) {
 }
 
 } // namespace
+
+std::string word_in(const nlohmann::json& object, const char* key) {
+    const auto found = object.find(key); // of what is no object: none
+    return found != object.end() && found->is_string() ? printable(found->get<std::string>(), kLongestWords)
+                                                       : std::string();
+}
 
 Result<QmpChannel> QmpChannel::open(UniqueFd socket, Deadline deadline, int cancel_fd) {
     QmpChannel channel;
@@ -82,7 +82,7 @@ Result<nlohmann::json> QmpChannel::answer(uint64_t id, Deadline deadline, int ca
             nlohmann::json message = std::move(found->second);
             answers_.erase(answers_.begin(), std::next(found)); // with those that nobody waits for any more
             if (message.contains("return")) return std::move(message["return"]);
-            const std::string words = word_of(object_in(message, "error"), "desc");
+            const std::string words = word_in(object_in(message, "error"), "desc");
             return Error(ErrorCode::kRefused, words.empty() ? "QEMU refuses without a reason" : words);
         }
         TRY(await_input(deadline, cancel_fd));
@@ -146,7 +146,7 @@ Result<void> QmpChannel::take_greeting(const nlohmann::json& message) {
 Result<void> QmpChannel::take_event(const nlohmann::json& message) {
     if (events_.size() >= kMostEvents) events_.pop_front();
     const auto& stamp = object_in(message, "timestamp");
-    events_.push_back({word_of(message, "event"), object_in(message, "data"),
+    events_.push_back({word_in(message, "event"), object_in(message, "data"),
         number_of(stamp, "seconds") * 1'000'000 + number_of(stamp, "microseconds")});
     return {};
 }

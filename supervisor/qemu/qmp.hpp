@@ -14,6 +14,9 @@
 
 namespace liveupdate::supervisor::qemu {
 
+// The string under `key`, made printable and bounded; empty when there is none, or when `object` is none.
+std::string word_in(const nlohmann::json& object, const char* key);
+
 struct QmpEvent {
     std::string name;
     nlohmann::json data;  // an object; empty when the event has none

@@ -9,12 +9,6 @@ namespace {
 
 constexpr auto kLook = std::chrono::milliseconds(1);
 
-std::string word_in(const nlohmann::json& answer, const char* key) {
-    const auto found = answer.is_object() ? answer.find(key) : answer.end();
-    return answer.is_object() && found != answer.end() && found->is_string() ? found->get<std::string>()
-                                                                             : std::string();
-}
-
 bool is_over(const std::string& status) {
     return status.empty() || status == "none" || status == "completed" || status == "failed" ||
            status == "cancelled";
@@ -31,13 +25,53 @@ Result<RunState> run_state(QemuProcess& qemu, Deadline deadline) {
     return state;
 }
 
+Result<std::string> machine_type(QemuProcess& qemu, Deadline deadline) {
+    TRY_ASSIGN(const nlohmann::json answer,
+        qemu.execute("qom-get", {{"path", "/machine"}, {"property", "type"}}, deadline));
+    const std::string type = answer.is_string() ? answer.get<std::string>() : "";
+    constexpr std::string_view kSuffix = "-machine";
+    if (!type.ends_with(kSuffix)) return Error(ErrorCode::kProtocol, "QEMU tells no machine type");
+    return type.substr(0, type.size() - kSuffix.size());
+}
+
 Result<std::string> migration_status(QemuProcess& qemu, Deadline deadline) {
     TRY_ASSIGN(const nlohmann::json answer, qemu.execute("query-migrate", nullptr, deadline));
     return word_in(answer, "status");
 }
 
+Result<std::string> settled_migration(QemuProcess& qemu, Deadline deadline) {
+    for (;; ::usleep(std::chrono::microseconds(kLook).count())) {
+        TRY_ASSIGN(std::string status, migration_status(qemu, deadline));
+        if (is_over(status) || status == "postcopy-paused") return status;
+        if (deadline.passed())
+            return Error(ErrorCode::kTimeout, "QEMU's migration does not end: it is " + status);
+    }
+}
+
+Result<void> start_postcopy(QemuProcess& source, Deadline deadline) {
+    TRY(source.execute("migrate-start-postcopy", nullptr, deadline));
+    return {};
+}
+
+// "completed" may be said of the migration by which it got the guest itself.
+Result<bool> has_all_pages(QemuProcess& source, Deadline deadline) {
+    TRY_ASSIGN(const std::string status, settled_migration(source, deadline));
+    if (status != "completed") return is_over(status);
+    const auto started = start_postcopy(source, deadline);
+    if (!started && started.error().code != ErrorCode::kRefused) return started.error();
+    return !started;
+}
+
+Result<uint64_t> downtime_us(QemuProcess& qemu, Deadline deadline) {
+    TRY_ASSIGN(const nlohmann::json answer, qemu.execute("query-migrate", nullptr, deadline));
+    const auto ms = answer.find("downtime");
+    return ms != answer.end() && ms->is_number_unsigned() ? ms->get<uint64_t>() * 1000 : 0;
+}
+
 Result<void> make_run(QemuProcess& qemu, Deadline deadline) {
     TRY_ASSIGN(std::string migration, migration_status(qemu, deadline));
+    if (migration.starts_with("postcopy"))
+        return Error(ErrorCode::kRefused, "pages of the guest's RAM are with another QEMU");
     if (!is_over(migration)) TRY(qemu.execute("migrate_cancel", nullptr, deadline));
     for (; !is_over(migration); ::usleep(std::chrono::microseconds(kLook).count())) {
         if (deadline.passed())

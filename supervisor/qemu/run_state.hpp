@@ -14,8 +14,22 @@ struct RunState {
 
 Result<RunState> run_state(QemuProcess& qemu, Deadline deadline);
 
+// "pc-q35-7.2" of a QEMU that was asked for "q35".
+Result<std::string> machine_type(QemuProcess& qemu, Deadline deadline);
+
 // Of its last or present migration: "active", "completed", "failed"; empty when it has had none.
 Result<std::string> migration_status(QemuProcess& qemu, Deadline deadline);
+
+// The same once it stands: "completed", "failed", "cancelled", "postcopy-paused"... kTimeout.
+Result<std::string> settled_migration(QemuProcess& qemu, Deadline deadline);
+
+// Whether the source of a postcopy whose destination is gone can still run the guest: it has given no page
+// away.
+Result<bool> has_all_pages(QemuProcess& source, Deadline deadline);
+// kRefused: the QEMU is no source of a migration, and never was one.
+Result<void> start_postcopy(QemuProcess& source, Deadline deadline);
+// Of its last migration, as QEMU measures it: whole milliseconds. 0: it tells none.
+Result<uint64_t> downtime_us(QemuProcess& qemu, Deadline deadline);
 
 // Makes the guest run in a QEMU that is its owner, whatever migration was under way; nobody else may be able
 // to run it. kRefused: QEMU does not let it.

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "tests/support/live_vm.hpp"
+#include "tests/support/other_qemu.hpp"
 
 namespace {
 
@@ -60,6 +61,68 @@ double mib(uint64_t kib) {
     return static_cast<double>(kib) / 1024;
 }
 
+uint64_t host_available_kib() {
+    std::ifstream file("/proc/meminfo");
+    uint64_t kib = 0;
+    for (std::string key, unit; file >> key >> kib && std::getline(file, unit);)
+        if (key == "MemAvailable:") return kib;
+    return 0;
+}
+
+// Here guest RAM is the processes' own memory, and counted. What the host has left is measured, too, since
+// pages that a process has given back may still be held up.
+int measure_private(unsigned memory_mib, unsigned updates) {
+    LiveVmOptions options;
+    options.vmm = kQemuPath;
+    options.qemu_toml = "cpu = \"host,-arch-capabilities\"\nmachine = \"q35\"\n";
+    options.guest = "pattern.elf";
+    options.cmdline = "touch=4096";
+    options.backing = "private";
+    options.memory_mib = memory_mib;
+    options.update_toml = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
+    auto vm = LiveVm::start(options);
+    if (!vm || !(*vm)->guest_started()) {
+        std::fprintf(stderr, "bench: %s\n", vm ? "the guest did not start" : vm.error().message.c_str());
+        return 1;
+    }
+    const auto passes = [&] { return ::tests::guests::read_field((*vm)->report().vcpus[0].pattern.passes); };
+    LiveVm::eventually([&] { return passes() > 2; }, std::chrono::minutes(2));
+    for (unsigned i = 0; i < updates; ++i) {
+        const uint64_t before = usage_of_vm((*vm)->supervisor_pid()).anonymous_kib,
+                       available = host_available_kib();
+        uint64_t peak = before, least = available;
+        std::atomic<bool> done{false};
+        std::thread sampler([&] {
+            while (!done) {
+                peak = std::max(peak, usage_of_vm((*vm)->supervisor_pid()).anonymous_kib);
+                least = std::min(least, host_available_kib());
+                std::this_thread::sleep_for(std::chrono::milliseconds(1));
+            }
+        });
+        const auto record = (*vm)->update(kQemuPath);
+        done = true;
+        sampler.join();
+        if (!record || record->outcome != supervisor::Outcome::kCompleted) {
+            std::fprintf(
+                stderr, "bench: %s\n", record ? record->reason.c_str() : record.error().message.c_str());
+            return 1;
+        }
+        const double guest = memory_mib;
+        std::printf(
+            "%u MiB, private: %.0f MiB in the processes before, at most %.0f MiB during (+%.1f %% of the "
+            "guest's), %.0f MiB less on the host (+%.1f %%); blackout %.1f ms, %.1f s in all\n",
+            memory_mib, mib(before), mib(peak), mib(peak - before) * 100 / guest, mib(available - least),
+            mib(available - least) * 100 / guest, static_cast<double>(record->blackout_us.value_or(0)) / 1000,
+            static_cast<double>(record->duration_us) / 1e6);
+    }
+    const uint64_t seen = passes();
+    LiveVm::eventually([&] { return passes() > seen + 1; }, std::chrono::minutes(2));
+    const uint64_t errors = ::tests::guests::read_field((*vm)->report().header.errors);
+    std::printf(
+        "the guest has verified all of its RAM: %llu errors\n", static_cast<unsigned long long>(errors));
+    return errors == 0 ? 0 : 1;
+}
+
 } // namespace
 
 int main(int argc, char** argv) {
@@ -67,11 +130,15 @@ int main(int argc, char** argv) {
     unsigned memory_mib = 256, updates = 10;
     app.add_option("--memory", memory_mib, "MiB");
     app.add_option("--updates", updates);
+    bool apart = false;
+    app.add_flag(
+        "--private", apart, "a QEMU guest of private RAM, all of it in use, which is moved by postcopy");
     CLI11_PARSE(app, argc, argv);
     if (const std::string why = why_no_kvm(); !why.empty()) {
         std::printf("SKIPPED: %s\n", why.c_str());
         return 0;
     }
+    if (apart) return measure_private(memory_mib, updates);
     LiveVmOptions options;
     options.memory_mib = memory_mib;
     options.witness = false;

@@ -24,6 +24,9 @@ unsigned number_from(const char* variable, unsigned otherwise);
 // A VM whose guest runs on all its vCPUs; ends the test otherwise.
 std::unique_ptr<LiveVm> started(LiveVmOptions options);
 
+// The guest's first error in words.
+std::string first_error_of(const LiveVm& vm);
+
 // The binary of the n-th update of a VM that was started with liveupdate-vmm: the two builds take turns.
 std::string turn(unsigned n);
 

@@ -1,17 +1,13 @@
-// QEMU guests as VMs of liveupdate: updates there and back between two QEMU binaries, refusals, and kill -9
-// of everybody in every phase.
+// QEMU guests as VMs of liveupdate: updates there and back between two QEMU binaries, and kill -9 of
+// everybody in every phase. What is refused: qemu_refusal_test.cpp.
 #include <signal.h>
-#include <sys/socket.h>
 
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
 
-#include "handoff/base/fd.hpp"
 #include "handoff/phase.hpp"
-#include "supervisor/qemu/qmp.hpp"
-#include "tests/integration/checks.hpp"
-#include "tests/support/other_qemu.hpp"
+#include "tests/integration/qemu_checks.hpp"
 
 namespace liveupdate::tests {
 namespace {
@@ -19,35 +15,9 @@ namespace {
 using handoff::Party;
 using handoff::Phase;
 using supervisor::Outcome;
-using ::tests::guests::read_field;
 namespace fs = std::filesystem;
 
 constexpr const char* kQemu = kQemuPath;
-
-#define NEEDS_QEMU()                                                                                         \
-    NEEDS_KVM();                                                                                             \
-    if (!fs::exists(kQemu)) {                                                                                \
-        std::printf("SKIPPED: there is no %s\n", kQemu);                                                     \
-        return;                                                                                              \
-    }
-
-LiveVmOptions qemu_guest() {
-    LiveVmOptions options;
-    options.vmm = kQemu;
-    options.cmdline = "skew_us=1000";
-    // Not every KVM lets IA32_ARCH_CAPABILITIES be set, and QEMU dies of that.
-    options.qemu_toml = "cpu = \"host,-arch-capabilities\"\nmachine = \"q35\"\n";
-    options.update_toml = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
-    options.extra_toml = "[policy]\nstop_timeout = \"0s\"\n";
-    return options;
-}
-
-// What check_sound() asks, for a guest without a witness page.
-void check_runs(LiveVm& vm) {
-    check_sound(vm, 1);
-    CHECK(LiveVm::eventually([&] { return vm.holdings().processes == 2; }));
-    CHECK(vm.holdings().zombies == 0);
-}
 
 TEST_CASE("a QEMU guest starts, tells its state, and stops") {
     NEEDS_QEMU();
@@ -105,60 +75,6 @@ TEST_CASE("a plan leaves the guest where it is") {
     CHECK(record->to.version == record->from.version);
     CHECK(vm->vmm_pid() == before);
     check_runs(*vm);
-}
-
-TEST_CASE("a binary that is no QEMU is refused with its last words") {
-    NEEDS_QEMU();
-    const auto vm = started(qemu_guest());
-    const pid_t before = vm->vmm_pid();
-    const auto record = vm->update(program("liveupdate-vmm"));
-    REQUIRE_MESSAGE(record, record.error().message);
-    CHECK(record->outcome == Outcome::kRefused);
-    CHECK_MESSAGE(record->reason.find("last words") != std::string::npos, record->reason);
-    CHECK(vm->vmm_pid() == before);
-    check_runs(*vm);
-}
-
-void check_refused(LiveVm& vm, const std::string& binary, const std::string& words) {
-    const pid_t before = vm.vmm_pid();
-    const auto record = vm.update(binary);
-    REQUIRE_MESSAGE(record, record.error().message);
-    CHECK(record->outcome == Outcome::kRefused);
-    CHECK_MESSAGE(record->reason.find(words) != std::string::npos, record->reason);
-    CHECK_FALSE(record->blackout_us.has_value());
-    CHECK(vm.vmm_pid() == before);
-    check_runs(vm);
-}
-
-TEST_CASE("a QEMU without the guest's machine type, or without one of its devices, is refused in its words") {
-    NEEDS_QEMU();
-    const auto vm = started(qemu_guest());
-    std::ifstream file(vm->directory() + "/state/vm/qemu-machine.json");
-    const OtherQemu without_machine, without_device;
-    without_machine.forget(nlohmann::json::parse(file)["pinned"]);
-    check_refused(*vm, without_machine.path(), "unsupported machine type");
-    without_device.forget("virtio-rng-pci");
-    check_refused(*vm, without_device.path(), "'virtio-rng-pci' is not a valid device model name");
-}
-
-TEST_CASE("a guest that has got a device since it started is refused before it is touched") {
-    NEEDS_QEMU();
-    auto options = qemu_guest();
-    const TemporaryFolder folder;
-    const std::string monitor = folder.at("monitor");
-    options.qemu_toml +=
-        "extra_args = [\"-device\", \"pcie-root-port,id=root1\", \"-qmp\", \"unix:" + monitor +
-        ",server=on,wait=off\"]\n";
-    const auto vm = started(options);
-    auto socket = fd::unix_connect(monitor, SOCK_STREAM);
-    REQUIRE(socket.has_value());
-    const Deadline deadline = Deadline::after(std::chrono::seconds(20));
-    auto channel = supervisor::qemu::QmpChannel::open(std::move(*socket), deadline);
-    REQUIRE(channel.has_value());
-    const auto added = channel->execute(
-        "device_add", {{"driver", "virtio-rng-pci"}, {"id", "late"}, {"bus", "root1"}}, deadline);
-    REQUIRE_MESSAGE(added, added.error().message);
-    check_refused(*vm, kQemu, "the destination has no /machine/peripheral/late");
 }
 
 TEST_CASE("a machine type is pinned by the first start, and kept") {

@@ -32,6 +32,7 @@ check() {
     for command in now plan rollback abort reload stop console; do
         [[ $(offers liveupdate "$command" '') == web1 ]] || fail "$1: $command: $(offers liveupdate "$command" '')"
     done
+    [[ $(offers liveupdate now --way post) == postcopy ]] || fail "$1: --way: $(offers liveupdate now --way post)"
     [[ $(offers liveupdate now --all web) == web1 ]] || fail "$1: after an option"
     [[ $(offers liveupdate start stop) == stopped ]] || fail "$1: start: $(offers liveupdate start stop)"
     [[ $(offers liveupdate history '') == gone ]] || fail "$1: history: $(offers liveupdate history '')"
@@ -77,7 +78,7 @@ zpty -d line
 ZSH
     zsh -n "$(installed 'zsh/*/_liveupdate')"
     zsh -f "$work/zsh" "$(dirname "$(installed 'zsh/*/_liveupdate')")" "liveupdate rollb=liveupdate rollback" \
-        "liveupdate now --can=liveupdate now --canary" "liveupdate stop we=liveupdate stop web1" \
+        "liveupdate now --can=liveupdate now --canary" "liveupdate now --way post=liveupdate now --way postcopy" "liveupdate stop we=liveupdate stop web1" \
         "liveupdate start stopp=liveupdate start stopped" "liveupdate history g=liveupdate history gone" ||
         fail "zsh"
     echo "zsh completes"

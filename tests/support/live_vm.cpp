@@ -47,7 +47,8 @@ std::string toml(const LiveVmOptions& o) {
     if (!o.initrd.empty()) text += "initrd = \"" + o.initrd + "\"\n";
     if (!firmware) text += "cmdline = \"" + cmdline + "\"\n";
     text += "[[memory]]\nsize = \"" + std::to_string(o.memory_mib) + "M\"\nbacking = \"" + o.backing + "\"\n";
-    if (o.backing != "memfd") text += "directory = \"" + o.backing_directory + "\"\n";
+    if (o.backing != "memfd" && o.backing != "private")
+        text += "directory = \"" + o.backing_directory + "\"\n";
     text += "[console]\n" + o.console_toml + "[update]\n" + o.update_toml;
     if (o.witness) text += "[debug]\nwitness = true\n";
     return text + o.extra_toml;
@@ -243,13 +244,14 @@ bool LiveVm::eventually(const std::function<bool()>& condition, std::chrono::mil
 }
 
 Result<void> LiveVm::map_guest() {
+    TRY_ASSIGN(const UniqueFd baton_fd, open_fd_of(supervisor_, "/memfd:liveupdate-baton"));
+    TRY_ASSIGN(handoff::Baton baton, handoff::Baton::map(baton_fd.get()));
+    baton_ = std::make_unique<handoff::Baton>(std::move(baton));
+    if (options_.backing == "private") return {};
     const std::string ram = options_.backing == "memfd" ? "/memfd:ram0" : options_.backing_directory + "/";
     TRY_ASSIGN(const UniqueFd ram_fd, open_fd_of(supervisor_, ram));
     TRY_ASSIGN(ram_, handoff::SharedMapping::map(
                          ram_fd.get(), 0, uint64_t{options_.memory_mib} << 20, handoff::MapMode::kShared));
-    TRY_ASSIGN(const UniqueFd baton_fd, open_fd_of(supervisor_, "/memfd:liveupdate-baton"));
-    TRY_ASSIGN(handoff::Baton baton, handoff::Baton::map(baton_fd.get()));
-    baton_ = std::make_unique<handoff::Baton>(std::move(baton));
     if (!options_.witness) return {};
     TRY_ASSIGN(const UniqueFd witness_fd, open_fd_of(supervisor_, "/memfd:witness"));
     TRY_ASSIGN(witness_, handoff::SharedMapping::map(witness_fd.get(), 0, 4096, handoff::MapMode::kShared));
@@ -271,6 +273,8 @@ bool LiveVm::guest_started() {
     return *reinterpret_cast<::tests::guests::Report*>(ram_.data() + ::tests::guests::kReportGpa);
 }
 const ::tests::guests::Report& LiveVm::report() const {
+    if (options_.backing == "private")
+        return private_ram_.report(supervisor_, uint64_t{options_.memory_mib} << 20);
     return writable_report();
 }
 

@@ -23,6 +23,7 @@
 #include "supervisor/record.hpp"
 #include "tests/guests/report.hpp"
 #include "tests/support/holdings.hpp"
+#include "tests/support/private_ram.hpp"
 #include "vmm/witness.hpp"
 
 namespace liveupdate::tests {
@@ -44,7 +45,7 @@ struct LiveVmOptions {
     std::string extra_toml;                             // appended
     std::string update_toml = "probation = \"20ms\"\n"; // the [update] section
     std::string console_toml = "type = \"none\"\n";
-    std::string backing = "memfd";
+    std::string backing = "memfd";              // of private RAM only report() can be read, and not written
     std::string backing_directory = "/dev/shm"; // of tmpfs and hugetlbfs
     bool witness = true;
     std::string qemu_toml; // not empty: driver "qemu" with this [qemu] section, and no witness
@@ -79,6 +80,7 @@ public:
     // Waits until the guest's main loop runs on all vCPUs.
     bool guest_started();
 
+    // Of private RAM a copy, as it is now.
     const ::tests::guests::Report& report() const;
     ::tests::guests::Report& writable_report() const;
     const vmm::WitnessSlot* witness() const;
@@ -104,6 +106,7 @@ private:
     std::string directory_;
     pid_t supervisor_ = -1;
     handoff::SharedMapping ram_;
+    mutable PrivateRam private_ram_;
     handoff::SharedMapping witness_;
     std::unique_ptr<handoff::Baton> baton_;
 };

@@ -4,8 +4,22 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <utility>
+#include <vector>
 
 namespace liveupdate::tests {
+namespace {
+
+std::string read_whole(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+}
+
+void write_whole(const std::string& path, const std::string& bytes) {
+    std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+}
+
+} // namespace
 
 OtherQemu::OtherQemu() {
     namespace fs = std::filesystem;
@@ -17,14 +31,21 @@ OtherQemu::OtherQemu() {
 }
 
 void OtherQemu::forget(const std::string& name) const {
-    std::string bytes;
-    {
-        std::ifstream file(path(), std::ios::binary);
-        bytes.assign(std::istreambuf_iterator<char>(file), {});
-    }
+    std::string bytes = read_whole(path());
     for (size_t at = bytes.find(name); at != std::string::npos; at = bytes.find(name, at + 1))
         bytes[at + name.size() - 1] = '~';
-    std::ofstream(path(), std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    write_whole(path(), bytes);
+}
+
+void OtherQemu::exchange(const std::string& one, const std::string& other) const {
+    std::string bytes = read_whole(path());
+    std::vector<std::pair<size_t, const std::string*>> places;
+    for (const auto& [from, to] : {std::pair(&one, &other), std::pair(&other, &one)})
+        for (size_t at = bytes.find(*from); at != std::string::npos; at = bytes.find(*from, at + 1))
+            places.emplace_back(at, to);
+    for (const auto& [at, name] : places)
+        bytes.replace(at, name->size(), *name);
+    write_whole(path(), bytes);
 }
 
 void OtherQemu::change_build_id() const {

@@ -16,6 +16,8 @@ public:
     // Takes a name out of the binary by changing its last letter wherever it stands, such as a machine
     // type's.
     void forget(const std::string& name) const;
+    // The two names, of equal length, change their places.
+    void exchange(const std::string& one, const std::string& other) const;
     std::string path() const { return folder_.at("bin/qemu-system-x86_64"); }
 
 private:

@@ -147,7 +147,7 @@ TEST_CASE("all errors are told at once, in the order of the file") {
           "2:9: 'vcpus' in [machine] is 65; write an integer from 1 to 64\n"
           "3:10: 'kernel' in [machine] is an integer; write a string\n"
           "5:8: 'size' in [[memory]]: '512X' is not a size; write for example 512M, 4G or 2048K\n"
-          "6:11: 'backing' in [[memory]] is 'shm'; write 'memfd', 'tmpfs' or 'hugetlbfs'\n"
+          "6:11: 'backing' in [[memory]] is 'shm'; write 'memfd', 'tmpfs', 'hugetlbfs' or 'private'\n"
           "8:12: 'populate' in [update] is a string; write true or false\n"
           "9:13: 'probation' in [update] is an integer; write a duration in quotes, for example \"500ms\", "
           "\"2s\" or "
@@ -176,8 +176,9 @@ TEST_CASE("what contradicts itself is told") {
           "3:12: both 'kernel' and 'firmware' in [machine]; keep the one the guest starts from");
     CHECK(errors_of("[machine]\nfirmware = \"/f\"\ncmdline = \"x\"\n[[memory]]\nsize = \"16M\"\n") ==
           "3:11: 'cmdline' in [machine] is for a 'kernel', not for 'firmware'; leave it out");
-    CHECK(error_with("directory = \"/dev/shm\"\n") ==
-          "5:13: 'directory' in [[memory]] is for backing 'tmpfs' or 'hugetlbfs'; a memfd lies in no folder");
+    CHECK(
+        error_with("directory = \"/dev/shm\"\n") ==
+        "5:13: 'directory' in [[memory]] is for backing 'tmpfs' or 'hugetlbfs'; other RAM lies in no folder");
     CHECK(error_with("[console]\ntype = \"pty\"\npath = \"/x\"\n") ==
           "7:8: 'path' in [console] is for type 'file' only; leave it out");
 }
@@ -428,4 +429,29 @@ TEST_CASE("the [qemu] section is checked") {
     CHECK(errors_of(kQemu + "[qemu]\nextra_args = \"-snapshot\"\n") ==
           "6:14: 'extra_args' in [qemu] is a string; write an array of strings");
     CHECK(errors_of(kQemu + "[qemu]\nextra_args = [5]\n").find("strings in it only") != std::string::npos);
+}
+
+TEST_CASE("private RAM is QEMU's alone, and lies in no folder") {
+    CHECK(parse_vm_config(
+              "[vmm]\ndriver = \"qemu\"\n[[memory]]\nsize = \"64M\"\nbacking = \"private\"\n", "/vms/a.toml")
+              ->memory.front()
+              .backing == Backing::kPrivate);
+    CHECK(error_with("backing = \"private\"\n") ==
+          "5:11: 'backing' in [[memory]] is 'private', which only driver 'qemu' has; leave it out");
+}
+
+TEST_CASE("a command line says all of a guest, and nothing stands beside it") {
+    const std::string adopted =
+        "[vmm]\ndriver = \"qemu\"\n[[memory]]\nsize = \"64M\"\n[console]\ntype = \"none\"\n"
+        "[qemu]\ncommand_line = [\"-m\", \"64\"]\n";
+    const auto config = parse_vm_config(adopted, "/vms/a.toml");
+    REQUIRE_MESSAGE(config, config.error().message);
+    CHECK(config->qemu.command_line == std::vector<std::string>{"-m", "64"});
+    for (const char* more : {"cpu = \"host\"\n", "[[disk]]\npath = \"d\"\n", "[[net]]\ntap = \"t\"\n",
+             "[machine]\nkernel = \"k\"\n"}) {
+        const auto refused = parse_vm_config(adopted + more, "/vms/a.toml");
+        REQUIRE(!refused);
+        CHECK_MESSAGE(refused.error().message.find("beside 'command_line'") != std::string::npos,
+            refused.error().message);
+    }
 }

@@ -20,6 +20,9 @@ inline UpdateRecord sample_record() {
     r.blackout_us = 410;
     r.rehearsal_pause_us = 300;
     r.predicted_blackout_us = 450;
+    r.way = "x-ignore-shared";
+    r.way_why = "the guest's RAM is shared memory, which both QEMUs map";
+    r.vmm_downtime_us = 2'000;
     r.blackout_split = {{"pause", 60}, {"save", 150}, {"load", 200}};
     return r;
 }

@@ -1,0 +1,179 @@
+#include "supervisor/qemu/foreign_arguments.hpp"
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+namespace liveupdate::supervisor::qemu {
+namespace {
+
+using std::string_view;
+
+template <size_t N>
+bool is_one_of(const std::array<string_view, N>& all, string_view word) {
+    return std::find(all.begin(), all.end(), word) != all.end();
+}
+
+// Options that have no value; all others have one.
+constexpr std::array<string_view, 21> kBare = {"-S", "-daemonize", "-nodefaults", "-no-user-config",
+    "-no-reboot", "-no-shutdown", "-nographic", "-snapshot", "-enable-kvm", "-no-hpet", "-no-acpi",
+    "-no-fd-bootchk", "-usb", "-s", "-full-screen", "-curses", "-no-quit", "-portrait", "-only-migratable",
+    "-win2k-hack", "-singlestep"};
+// Of one process, not of the guest.
+constexpr std::array<string_view, 9> kDropped = {
+    "-S", "-daemonize", "-qmp", "-qmp-pretty", "-monitor", "-mon", "-pidfile", "-incoming", "-loadvm"};
+constexpr std::array<string_view, 3> kListening = {"-gdb", "-s", "-spice"};
+constexpr std::array<string_view, 14> kFiles = {"-kernel", "-initrd", "-bios", "-dtb", "-hda", "-hdb", "-hdc",
+    "-hdd", "-cdrom", "-fda", "-fdb", "-pflash", "-readconfig", "-L"};
+constexpr std::array<string_view, 5> kFileKeys = {"file", "filename", "path", "mem-path", "file.filename"};
+
+struct Option {
+    std::string name; // with one dash
+    std::string value;
+    bool has_value = false;
+};
+
+std::vector<Option> split(const std::vector<std::string>& arguments) {
+    std::vector<Option> all;
+    for (size_t i = 0; i < arguments.size(); ++i) {
+        Option option;
+        option.name = arguments[i].starts_with("--") ? arguments[i].substr(1) : arguments[i];
+        if (option.name.starts_with("-") && !is_one_of(kBare, option.name) && i + 1 < arguments.size()) {
+            option.value = arguments[++i];
+            option.has_value = true;
+        }
+        all.push_back(std::move(option));
+    }
+    return all;
+}
+
+// "server=on", "server" and JSON's "server":true in one.
+std::string without_quotes(std::string value) {
+    std::erase_if(value, [](char c) { return c == '"' || c == ' ' || c == '{' || c == '}'; });
+    std::replace(value.begin(), value.end(), ':', '=');
+    return "," + value + ",";
+}
+
+// The value of `key` in "a,key=value,b" or in JSON; empty when there is none.
+std::string value_of(const std::string& value, string_view key) {
+    const std::string text = without_quotes(value);
+    const size_t at = text.find("," + std::string(key) + "=");
+    if (at == std::string::npos) return {};
+    const size_t begin = at + key.size() + 2;
+    return text.substr(begin, text.find(',', begin) - begin);
+}
+
+bool contains(const std::string& text, string_view word) {
+    return text.find(word) != std::string::npos;
+}
+
+bool listens(const std::string& value) {
+    const std::string text = without_quotes(value);
+    if (!contains(text, "unix=") && !contains(text, "socket") && !contains(text, "tcp=") &&
+        !contains(text, "telnet="))
+        return false;
+    return contains(text, ",server,") || contains(text, ",server=on,") || contains(text, ",server=true,") ||
+           contains(text, ",server=yes,");
+}
+
+bool names_descriptor(const std::string& value) {
+    for (const string_view key : {"fd", "fds", "vhostfd", "vhostfds"})
+        if (!value_of(value, key).empty()) return true;
+    return contains(value, "/dev/fdset/") || contains(value, "/proc/self/fd/");
+}
+
+bool is_on_standard_output(const Option& option) {
+    return option.value == "stdio" || option.value.starts_with("mon:stdio") ||
+           (option.name == "-chardev" && option.value.starts_with("stdio"));
+}
+
+// What goes wrong when a second QEMU has this option; empty when nothing does.
+std::string obstacle(const Option& option) {
+    const std::string& value = option.value;
+    if (is_one_of(kListening, option.name) || (option.name == "-vnc" && value != "none"))
+        return "listens, and a second QEMU cannot listen at the same place";
+    if (listens(value)) return "listens at a socket, which the next QEMU would take away from this one";
+    if (contains(value, "hostfwd=")) return "listens at a port of this host, which the next QEMU could not";
+    if (option.name == "-add-fd" || names_descriptor(value))
+        return "names a descriptor, which only this process has";
+    if (is_on_standard_output(option)) return "is connected to the terminal that this QEMU was started from";
+    if (contains(value, "vhost-user"))
+        return "is connected to another process, which takes one QEMU at a time";
+    if (option.name == "-snapshot" || value_of(value, "snapshot") == "on")
+        return "writes to a file that only this process has";
+    if (option.name == "-chroot") return "gives paths a meaning of their own";
+    if (option.name == "-curses" ||
+        (option.name == "-display" && value != "none" && !value.starts_with("egl-headless")))
+        return "opens a display, which does not follow the guest";
+    return {};
+}
+
+std::string relative_file(
+    const Option& option, const std::function<bool(const std::string&)>& is_relative_file) {
+    std::vector<std::string> candidates;
+    if (is_one_of(kFiles, option.name)) candidates.push_back(option.value);
+    for (const string_view key : kFileKeys)
+        candidates.push_back(value_of(option.value, key));
+    for (const std::string& path : candidates)
+        if (!path.empty() && path.front() != '/' && is_relative_file(path)) return path;
+    return {};
+}
+
+std::string words_of(const Option& option) {
+    return "'" + option.name + (option.has_value ? " " + option.value : "") + "'";
+}
+
+// "q35,smm=off" and "smm=off,type=q35" with the exact type.
+std::string with_type(const std::string& machine, const std::string& type) {
+    std::string rest;
+    for (size_t begin = 0; begin <= machine.size();) {
+        const size_t end = std::min(machine.find(',', begin), machine.size());
+        const std::string part = machine.substr(begin, end - begin);
+        const bool names_type = part.starts_with("type=") || (begin == 0 && !contains(part, "="));
+        if (!names_type && !part.empty()) rest += "," + part;
+        begin = end + 1;
+    }
+    return "type=" + type + rest;
+}
+
+} // namespace
+
+ForeignArguments read_foreign_arguments(const std::vector<std::string>& arguments,
+    const std::string& machine_type, const std::function<bool(const std::string&)>& is_relative_file) {
+    ForeignArguments read;
+    const std::vector<Option> all = split(arguments);
+    std::vector<std::string> monitors; // character devices of monitors
+    bool machine = false, serial = false, nographic = false;
+    for (const Option& option : all) {
+        if (option.name == "-mon") {
+            const std::string named = value_of(option.value, "chardev");
+            monitors.push_back(named.empty() ? option.value.substr(0, option.value.find(',')) : named);
+        }
+        serial = serial || option.name == "-serial";
+        nographic = nographic || option.name == "-nographic";
+    }
+    for (Option option : all) {
+        const bool of_a_monitor =
+            option.name == "-chardev" &&
+            std::find(monitors.begin(), monitors.end(), value_of(option.value, "id")) != monitors.end();
+        if (is_one_of(kDropped, option.name) || of_a_monitor) continue;
+        if (option.name == "-M" || option.name == "-machine") {
+            option = {"-machine", with_type(option.value, machine_type), true};
+            machine = true;
+        }
+        if (const std::string what = obstacle(option); !what.empty())
+            read.obstacles.push_back(words_of(option) + " " + what);
+        else if (const std::string path = relative_file(option, is_relative_file); !path.empty())
+            read.obstacles.push_back(words_of(option) + " names '" + path +
+                                     "' by a path that only holds where this QEMU was started");
+        read.arguments.push_back(option.name);
+        if (option.has_value) read.arguments.push_back(option.value);
+    }
+    if (!machine) read.arguments.insert(read.arguments.begin(), {"-machine", "type=" + machine_type});
+    if (nographic && !serial)
+        read.obstacles.emplace_back(
+            "'-nographic' connects the guest's serial port to the terminal that this QEMU was started from");
+    return read;
+}
+
+} // namespace liveupdate::supervisor::qemu

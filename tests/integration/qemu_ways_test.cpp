@@ -1,0 +1,213 @@
+// Each way by which a QEMU guest can be moved: chosen, asked for, refused; and the guest of private RAM.
+#include <cstdlib>
+
+#include "handoff/phase.hpp"
+#include "tests/integration/qemu_checks.hpp"
+
+namespace liveupdate::tests {
+namespace {
+
+using handoff::Party;
+using handoff::Phase;
+using supervisor::Outcome;
+using ::tests::guests::read_field;
+
+// Verifies and rewrites all of its RAM again and again.
+LiveVmOptions private_guest() {
+    LiveVmOptions options = qemu_guest();
+    options.guest = "pattern.elf";
+    options.cmdline = "touch=4096";
+    options.backing = "private";
+    options.memory_mib = 128;
+    options.update_toml = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
+    return options;
+}
+
+nlohmann::json by(const char* way) {
+    return {{"way", way}};
+}
+
+nlohmann::json fault(Phase phase, Party victim, const char* action) {
+    return {{"fault", {{"phase", to_string(phase)}, {"victim", to_string(victim)}, {"action", action}}}};
+}
+
+// The guest has verified all of its RAM once more, from now on.
+void check_ram(LiveVm& vm) {
+    const auto passes = [&] { return read_field(vm.report().vcpus[0].pattern.passes); };
+    const uint64_t before = passes();
+    CHECK(LiveVm::eventually([&] { return passes() > before + 2; }, std::chrono::seconds(60)));
+    CHECK_MESSAGE(read_field(vm.report().header.errors) == 0, first_error_of(vm));
+}
+
+TEST_CASE("a guest of shared RAM is moved by x-ignore-shared, and a plan says so") {
+    NEEDS_QEMU();
+    const auto vm = started(qemu_guest());
+    const auto plan = vm->update(kQemuPath, {{"kind", "plan"}});
+    REQUIRE_MESSAGE(plan, plan.error().message);
+    CHECK_MESSAGE(plan->outcome == Outcome::kPlanned, plan->reason);
+    CHECK(plan->way == "x-ignore-shared");
+    CHECK(plan->way_why.find("shared memory") != std::string::npos);
+    const auto record = vm->update(kQemuPath, by("x-ignore-shared"));
+    REQUIRE_MESSAGE(record, record.error().message);
+    CHECK_MESSAGE(record->outcome == Outcome::kCompleted, record->reason);
+    CHECK(record->way == "x-ignore-shared");
+}
+
+void check_refused(
+    LiveVm& vm, const char* way, const std::string& words, const std::string& binary = kQemuPath) {
+    const pid_t before = vm.vmm_pid();
+    const auto record = vm.update(binary, by(way));
+    REQUIRE_MESSAGE(record, record.error().message);
+    CHECK(record->outcome == Outcome::kRefused);
+    CHECK_MESSAGE(record->reason.find(words) != std::string::npos, record->reason);
+    CHECK(vm.vmm_pid() == before);
+    check_runs(vm);
+}
+
+TEST_CASE("a way that does not fit the guest is refused before it is touched") {
+    NEEDS_QEMU();
+    const auto shared = started(qemu_guest());
+    check_refused(*shared, "postcopy", "moving it would destroy it");
+    check_refused(*shared, "cpr-transfer", "cpr-transfer");
+    check_refused(*shared, "teleport", "there is no way 'teleport'; there are x-ignore-shared, cpr-transfer");
+    const auto apart = started(private_guest());
+    check_refused(*apart, "x-ignore-shared", "the guest's RAM is private to its QEMU");
+}
+
+TEST_CASE("a guest of private RAM is moved by postcopy, there and back, and all of its RAM with it") {
+    NEEDS_QEMU();
+    const OtherQemu other;
+    const auto vm = started(private_guest());
+    const auto plan = vm->update(other.path(), {{"kind", "plan"}});
+    REQUIRE_MESSAGE(plan, plan.error().message);
+    CHECK_MESSAGE(plan->outcome == Outcome::kPlanned, plan->reason);
+    CHECK(plan->way_why.find("no way back") != std::string::npos);
+    for (unsigned n = 0; n < 4; ++n) {
+        const auto record = vm->update(n % 2 == 0 ? other.path() : kQemuPath);
+        REQUIRE_MESSAGE(record, record.error().message);
+        REQUIRE_MESSAGE(record->outcome == Outcome::kCompleted, record->reason);
+        CHECK(record->way == "postcopy");
+        CHECK(record->blackout_us.has_value());
+        check_runs(*vm);
+        check_ram(*vm);
+    }
+}
+
+TEST_CASE(
+    "a destination of a postcopy that dies before the guest has left gives it back; afterwards it is lost") {
+    NEEDS_QEMU();
+    const auto vm = started(private_guest());
+    // A source that has got the guest by a postcopy itself.
+    REQUIRE(vm->update(kQemuPath)->outcome == Outcome::kCompleted);
+    const pid_t source = vm->vmm_pid();
+    for (const Phase phase : {Phase::kNegotiating, Phase::kPreparing, Phase::kPausing}) {
+        CAPTURE(to_string(phase));
+        const auto record = vm->update(kQemuPath, fault(phase, Party::kDestination, "kill"));
+        REQUIRE_MESSAGE(record, record.error().message);
+        CHECK_MESSAGE(record->reason.find("signal 9") != std::string::npos, record->reason);
+        CHECK(vm->vmm_pid() == source);
+        check_runs(*vm);
+        check_ram(*vm);
+    }
+    const auto record = vm->update(kQemuPath, fault(Phase::kTransferring, Party::kDestination, "kill"));
+    REQUIRE_MESSAGE(record, record.error().message);
+    CHECK_MESSAGE(record->outcome == Outcome::kLost, to_string(record->outcome), ": ", record->reason);
+    CHECK(vm->status()["state"] == "lost");
+    CHECK(processes_of(vm->directory()).size() == 1);
+}
+
+TEST_CASE("a source of a postcopy that dies with pages of the guest loses it, in words") {
+    NEEDS_QEMU();
+    const auto vm = started(private_guest());
+    const auto record = vm->update(kQemuPath, fault(Phase::kCommitting, Party::kSource, "kill"));
+    REQUIRE_MESSAGE(record, record.error().message);
+    CHECK_MESSAGE(record->outcome == Outcome::kLost, to_string(record->outcome), ": ", record->reason);
+    CHECK(vm->status()["state"] == "lost");
+    CHECK(processes_of(vm->directory()).size() == 1);
+}
+
+TEST_CASE("a supervisor that dies in a postcopy costs the guest nothing: its successor goes on with it") {
+    NEEDS_QEMU();
+    const auto vm = started(private_guest());
+    for (const Phase phase :
+        {Phase::kPreparing, Phase::kPausing, Phase::kTransferring, Phase::kCommitting, Phase::kProbation}) {
+        CAPTURE(to_string(phase));
+        const pid_t source = vm->vmm_pid();
+        CHECK(!vm->update(kQemuPath, fault(phase, Party::kSupervisor, "kill")));
+        REQUIRE(LiveVm::eventually([&] { return !vm->supervisor_alive(); }));
+        const auto restarted = vm->start_supervisor();
+        REQUIRE_MESSAGE(restarted, restarted.error().message);
+        REQUIRE(vm->map_guest());
+        const bool before = phase == Phase::kPreparing || phase == Phase::kPausing;
+        CHECK((vm->vmm_pid() == source) == before);
+        check_runs(*vm);
+        check_ram(*vm);
+        REQUIRE(vm->update(kQemuPath)->outcome == Outcome::kCompleted);
+        check_ram(*vm);
+    }
+}
+
+// A QEMU of 10.0 or later that runs on this host; tests/support/get_newer_qemu makes one.
+std::string newer_qemu() {
+    const char* path = std::getenv("LIVEUPDATE_TEST_NEWER_QEMU");
+    return path == nullptr ? "" : path;
+}
+
+#define NEEDS_NEWER_QEMU()                                                                                   \
+    NEEDS_QEMU();                                                                                            \
+    if (newer_qemu().empty()) {                                                                              \
+        std::printf("SKIPPED: LIVEUPDATE_TEST_NEWER_QEMU names no newer QEMU\n");                            \
+        return;                                                                                              \
+    }
+
+void check_updated(LiveVm& vm, const std::string& binary, const char* way, const nlohmann::json& more = {}) {
+    const auto record = vm.update(binary, more);
+    REQUIRE_MESSAGE(record, record.error().message);
+    REQUIRE_MESSAGE(record->outcome == Outcome::kCompleted, record->reason);
+    CHECK(record->way == way);
+    std::printf("%s -> %s by %s: blackout %llu us\n", record->from.version.c_str(),
+        record->to.version.c_str(), record->way.c_str(),
+        static_cast<unsigned long long>(record->blackout_us.value_or(0)));
+    check_runs(vm);
+}
+
+TEST_CASE("a guest goes to a newer QEMU, and back, by x-ignore-shared or postcopy") {
+    NEEDS_NEWER_QEMU();
+    const auto shared = started(qemu_guest());
+    check_updated(*shared, newer_qemu(), "x-ignore-shared");
+    CHECK(shared->status()["vmm"]["version"] != "7.2.22");
+    check_updated(*shared, kQemuPath, "x-ignore-shared");
+    const auto apart = started(private_guest());
+    check_updated(*apart, newer_qemu(), "postcopy");
+    check_ram(*apart);
+    check_updated(*apart, kQemuPath, "postcopy");
+    check_ram(*apart);
+}
+
+TEST_CASE("a guest goes from one newer QEMU to the next by cpr-transfer, and otherwise stays where it is") {
+    NEEDS_NEWER_QEMU();
+    auto options = qemu_guest();
+    options.vmm = newer_qemu();
+    const auto plain = started(options);
+    check_refused(*plain, "cpr-transfer", "aux-ram-share=on", newer_qemu());
+    options.qemu_toml.replace(options.qemu_toml.find("\"q35\""), 5, "\"q35,aux-ram-share=on\"");
+    const auto vm = started(options);
+    for (unsigned n = 0; n < 3; ++n)
+        check_updated(*vm, newer_qemu(), "cpr-transfer", by("cpr-transfer"));
+    check_updated(*vm, newer_qemu(), "x-ignore-shared");
+    const pid_t source = vm->vmm_pid();
+    for (const Phase phase : {Phase::kPreparing, Phase::kPausing, Phase::kTransferring, Phase::kCommitting}) {
+        CAPTURE(to_string(phase));
+        auto request = fault(phase, Party::kDestination, "kill");
+        request.update(by("cpr-transfer"));
+        const auto record = vm->update(newer_qemu(), request);
+        REQUIRE_MESSAGE(record, record.error().message);
+        CHECK_MESSAGE(record->reason.find("signal 9") != std::string::npos, record->reason);
+        CHECK(vm->vmm_pid() == source);
+        check_runs(*vm);
+    }
+    check_updated(*vm, newer_qemu(), "cpr-transfer", by("cpr-transfer"));
+}
+
+} // namespace
+} // namespace liveupdate::tests
