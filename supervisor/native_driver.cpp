@@ -9,6 +9,8 @@
 #include <utility>
 
 #include "handoff/base/fd.hpp"
+#include "supervisor/guest_restore.hpp"
+#include "supervisor/guest_save.hpp"
 #include "supervisor/update.hpp"
 
 namespace liveupdate::supervisor {
@@ -219,6 +221,17 @@ UpdateResult NativeDriver::update(UpdateRequest request, std::string id, const U
     result.record = update.run();
     result.previous = update.take_previous();
     return result;
+}
+
+Result<SaveReport> NativeDriver::save(SaveRequest request, const UpdateHooks& hooks) {
+    return GuestSave({config_, *files_, vmm_, hooks}, std::move(request)).run();
+}
+
+Result<RestoreReport> NativeDriver::restore(const RestoreRequest& request, const Shelter& shelter) {
+    TRY_ASSIGN(RestoredGuest guest, GuestRestore(config_, paths_, request, shelter).run());
+    files_ = std::move(guest.files);
+    vmm_ = std::move(guest.vmm);
+    return std::move(guest.report);
 }
 
 } // namespace liveupdate::supervisor

@@ -11,6 +11,7 @@
 #include "handoff/channel.hpp"
 #include "handoff/guest.hpp"
 #include "handoff/manifest.hpp"
+#include "handoff/write_map.hpp"
 #include "vmm/boot/memory_map.hpp"
 #include "vmm/boot/platform.hpp"
 #include "vmm/devices/acpi_pm.hpp"
@@ -49,6 +50,7 @@ public:
         // Back ends of devices are taken out of `fds`, duplicates go to `kept`; not for a trial.
         handoff::NamedFds* fds = nullptr;
         handoff::NamedFds* kept = nullptr;
+        virtio::FormerRings rings = virtio::FormerRings::kCarried;
     };
 
     // Maps RAM, makes the VM and the devices; vCPUs come with add_vcpus().
@@ -63,6 +65,12 @@ public:
     // Loads the kernel, unless the manifest starts firmware, and sets vCPU 0's registers. Borrowed fds; -1
     // for what there is not.
     Result<void> boot(const handoff::Manifest& manifest, int kernel_fd, int initrd_fd);
+
+    // Logs what is written to RAM from now on, by vCPUs, KVM and devices. The session's thread.
+    Result<void> begin_write_log(const handoff::Manifest& manifest);
+    void end_write_log(const handoff::Manifest& manifest);
+    // Adds what was written since the last time to `map`.
+    Result<void> collect_writes(const handoff::Manifest& manifest, const handoff::WriteMap& map);
 
     const KvmSystem& system() const { return system_; }
     Vm& vm() { return vm_; }

@@ -35,7 +35,7 @@ Result<handoff::GuestDescription> RunningGuest::describe() {
     handoff::GuestDescription description;
     description.sections = machine().sections();
     const auto to_take = machine().virtio().carried();
-    description.fixed_state = save_fixed_state(parts_.cpuid, machine().vcpus(), to_take);
+    description.fixed_state = save_fixed_state(parts_.cpuid, machine().vcpus(), to_take, parts_.tsc_khz);
     if (!to_take.empty()) ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY); // where Yama asks for it
     if (const int client = machine().console().client_fd(); client >= 0)
         description.fds.push_back({"console-client", client});
@@ -45,7 +45,8 @@ Result<handoff::GuestDescription> RunningGuest::describe() {
 Result<void> RunningGuest::save(handoff::Outgoing& out, Deadline deadline) {
     machine().virtio().hold(); // at once: they have stopped by the time the vCPUs have
     TRY(machine().console().hold(deadline));
-    job_ = std::make_shared<SaveJob>(machine(), out, deadline);
+    const auto last_writes = [this] { return writes_ ? collect_writes() : Result<void>(); };
+    job_ = std::make_shared<SaveJob>(machine(), out, deadline, last_writes);
     for (const auto& thread : parts_.threads)
         thread->ask_stop(job_);
     auto saved = job_->wait(deadline);
@@ -64,7 +65,21 @@ void RunningGuest::resume() {
     if (updating_) machine().console().freeze_client();
 }
 
+Result<void> RunningGuest::begin_write_log(handoff::WriteMap map) {
+    TRY(machine().begin_write_log(parts_.manifest));
+    writes_.emplace(std::move(map));
+    return {};
+}
+
+Result<void> RunningGuest::collect_writes() {
+    if (!writes_) return Error(ErrorCode::kProtocol, "writes are not being tracked");
+    writes_->clear();
+    return machine().collect_writes(parts_.manifest, *writes_);
+}
+
 void RunningGuest::update_over() {
+    if (writes_) machine().end_write_log(parts_.manifest);
+    writes_.reset();
     updating_ = false;
     machine().pit().expect_none();
     ::prctl(PR_SET_PTRACER, 0);

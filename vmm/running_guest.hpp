@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "handoff/guest.hpp"
@@ -19,6 +20,7 @@ public:
         handoff::Manifest manifest;
         handoff::NamedFds fds; // "kvm" and what the console is made of: kept for a new supervisor
         Cpuid cpuid;
+        uint32_t tsc_khz = 0; // of the host; a vCPU that runs cannot be asked
         std::unique_ptr<Machine> machine;
         VcpuThreads threads; // one for each vCPU, started or about to be
     };
@@ -29,6 +31,8 @@ public:
     Result<void> save(handoff::Outgoing& out, Deadline deadline) override;
     void resume() override;
     void update_over() override;
+    Result<void> begin_write_log(handoff::WriteMap map) override;
+    Result<void> collect_writes() override;
     void let_go() override;
 
     handoff::proto::Status status() override;
@@ -48,6 +52,7 @@ private:
     Parts parts_;
     std::shared_ptr<SaveJob> job_;
     bool updating_ = false;
+    std::optional<handoff::WriteMap> writes_; // while they are logged
 };
 
 } // namespace liveupdate::vmm

@@ -55,6 +55,7 @@ ExitCode parse_and_run(CliIo& io, std::vector<std::string> arguments) {
     add_rollout_commands(app, chosen);
     add_inspect_commands(app, chosen);
     add_lifecycle_commands(app, chosen);
+    add_save_commands(app, chosen);
     add_console_command(app, chosen);
     add_doctor_command(app, chosen);
     add_version_command(app, chosen);
