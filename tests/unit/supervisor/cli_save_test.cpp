@@ -5,6 +5,7 @@
 
 #include "cli_fixture.hpp"
 #include "fake_supervisor.hpp"
+#include "handoff/save/saved_guest.pb.h"
 #include "handoff/save/writer.hpp"
 
 using namespace liveupdate;
@@ -102,5 +103,5 @@ TEST_CASE("restore gives a VM without a file the saved one, and starts its super
     CHECK(cli.run({"restore", saved, "web2"}) == 4);
     CHECK(cli.err.find("args --config " + cli.paths.config("web2") + " --restore " + saved + "\n") !=
           std::string::npos);
-    CHECK(fs::file_size(cli.paths.config("web2")) == 21);
+    CHECK(fs::file_size(cli.paths.config("web2")) == 20);
 }
