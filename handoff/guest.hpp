@@ -78,6 +78,7 @@ struct PrepareOrder {
     bool rehearse = true;
     // The guest comes out of a file: the host's clocks when it was saved.
     std::optional<proto::HostClocks> saved_clocks;
+    bool lazy_ram = false;  // RAM comes from fd "save" while the guest runs
     Baton* baton = nullptr; // outlives the guest
 };
 

@@ -22,9 +22,14 @@ constexpr auto kArmTime = std::chrono::seconds(30);
 constexpr auto kAnswerTime = std::chrono::seconds(5);
 constexpr size_t kMostWords = 300;
 constexpr const char* kRestoreCapability = "restore";
+constexpr const char* kLazyCapability = "lazy-ram";
+
+bool is_ram(const std::string& block) {
+    return block.starts_with("ram");
+}
 
 // The saved guest as the source that it was, in the versions that its sections have.
-handoff::proto::Offer offer_of(const handoff::proto::SavedGuest& guest) {
+handoff::proto::Offer offer_of(const handoff::proto::SavedGuest& guest, RestoreRam ram) {
     handoff::proto::Offer offer = guest.source();
     offer.clear_saves();
     for (const auto& each : guest.sections()) {
@@ -34,6 +39,7 @@ handoff::proto::Offer offer_of(const handoff::proto::SavedGuest& guest) {
         saves->set_newest(each.section().version());
     }
     offer.add_required_capabilities(kRestoreCapability);
+    if (ram == RestoreRam::kLazy) offer.add_required_capabilities(kLazyCapability);
     return offer;
 }
 
@@ -54,7 +60,7 @@ std::string path_in(const std::string& directory) {
 GuestRestore::GuestRestore(
     const VmConfig& config, const Paths& paths, const RestoreRequest& request, const Shelter& shelter)
     : config_(config), paths_(paths), directory_(request.directory), path_(path_in(request.directory)),
-      shelter_(shelter), deadline_(Deadline::never()) {}
+      ram_(request.ram), shelter_(shelter), deadline_(Deadline::never()) {}
 
 Result<RestoredGuest> GuestRestore::run() {
     RestoreReport& report = guest_.report;
@@ -141,13 +147,17 @@ Result<void> GuestRestore::fill_ram() {
         if (block == nullptr) return Error(ErrorCode::kInternal, "RAM block " + specs[i].name + " is gone");
         if (specs[i].place == Place::kBeside)
             TRY(take_beside(*block));
-        else
+        else if (ram_ == RestoreRam::kEager || !is_ram(specs[i].name))
             TRY(read_into(i, *block));
     }
     return {};
 }
 
 Result<void> GuestRestore::take_beside(handoff::RamBlock& block) {
+    if (ram_ == RestoreRam::kLazy)
+        return Error(ErrorCode::kInvalid,
+            "the guest was saved in place, so its RAM is there already; restore it "
+            "without --lazy");
     in_place_ = true;
     TRY_ASSIGN(UniqueFd file, open_named_ram(directory_, block.name));
     for (const auto& saved : save_->guest().manifest().blocks()) {
@@ -172,7 +182,7 @@ Result<void> GuestRestore::start_vmm() {
     const std::string socket = paths_.vm_runtime_dir(config_.name) + "/vmm-1.sock";
     TRY_ASSIGN(guest_.vmm, VmmProcess::spawn(binary, kVmm, socket, deadline_, -1));
     shelter_({guest_.vmm.pid(), guest_.vmm.pidfd(), guest_.vmm.session_file()});
-    TRY_ASSIGN(agreement_, handoff::negotiate(offer_of(save_->guest()), guest_.vmm.offer(),
+    TRY_ASSIGN(agreement_, handoff::negotiate(offer_of(save_->guest(), ram_), guest_.vmm.offer(),
                                handoff::save::sections_of(save_->guest())));
     TRY_ASSIGN(transfer_, handoff::TransferArea::create(agreement_.sections));
     return {};
@@ -190,6 +200,10 @@ Result<void> GuestRestore::prepare() {
     *order.mutable_saved_clocks() = save_->guest().clocks();
     auto fds = guest_.files.to_send();
     fds.push_back({"transfer", transfer_.get()});
+    if (ram_ == RestoreRam::kLazy) {
+        order.set_lazy_ram(true);
+        fds.push_back({"save", save_->fd()});
+    }
     TRY(guest_.vmm.request(std::move(message), fds, Message::kPrepared, deadline_)
             .context("the VMM prepares"));
     return {};

@@ -50,6 +50,7 @@ private:
     const VmConfig& config_;
     const Paths& paths_;
     const std::string directory_, path_;
+    const RestoreRam ram_;
     const Shelter& shelter_;
     Deadline deadline_;
     std::unique_ptr<handoff::save::Reader> save_;

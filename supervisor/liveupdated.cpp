@@ -100,10 +100,11 @@ int main(int argc, char** argv) {
     CLI::App app{
         "The supervisor of one VM: runs its VMM and updates it in place. `liveupdate start` starts it."};
     std::string config, saved;
-    bool foreground = false;
+    bool foreground = false, lazy = false;
     app.add_option("--config", config, "The VM's TOML file")->required();
     app.add_option(
         "--restore", saved, "A folder: start the guest that was saved there, instead of a new one");
+    app.add_flag("--lazy", lazy, "With --restore: RAM comes while the guest runs");
     app.add_flag(
         "--foreground", foreground, "Stay in the foreground, which is what it always does: for unit files");
     app.set_version_flag("--version", "liveupdated " + std::string(kVersion));
@@ -114,7 +115,9 @@ int main(int argc, char** argv) {
     }
     ::signal(SIGPIPE, SIG_IGN);
     open_log();
-    auto code = supervise(config, saved.empty() ? std::nullopt : std::optional(RestoreRequest{saved}));
+    std::optional<RestoreRequest> restore;
+    if (!saved.empty()) restore = RestoreRequest{saved, lazy ? RestoreRam::kLazy : RestoreRam::kEager};
+    auto code = supervise(config, restore);
     if (!code) {
         std::fprintf(stderr, "liveupdated: %s\n", code.error().message.c_str());
         return exit_status(code.error().code);

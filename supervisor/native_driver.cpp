@@ -163,6 +163,14 @@ Result<void> NativeDriver::launch(const Shelter& shelter) {
     return {};
 }
 
+uint64_t NativeDriver::ram_to_fill() {
+    if (!vmm_) return 0;
+    Message message;
+    message.mutable_query();
+    const auto answer = vmm_.request(std::move(message), {}, Message::kStatus, Deadline::after(kAskTime));
+    return answer ? answer->message.status().ram_to_fill() : 0;
+}
+
 RunningVmm NativeDriver::running() const {
     if (!vmm_) return {};
     return {vmm_.pid(), {vmm_.binary().info.path, vmm_.offer().version(), vmm_.binary().info.build_id},

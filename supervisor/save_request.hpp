@@ -54,8 +54,14 @@ struct SaveReport {
 };
 nlohmann::json to_json(const SaveReport& report);
 
+enum class RestoreRam {
+    kEager, // read before the guest runs
+    kLazy,  // fetched when it is touched, and in the background
+};
+
 struct RestoreRequest {
     std::string directory; // absolute
+    RestoreRam ram = RestoreRam::kEager;
 };
 
 // How long the parts of a restore took, in their order.

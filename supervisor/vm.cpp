@@ -86,6 +86,7 @@ Result<void> VmSupervisor::launch() {
 Result<void> VmSupervisor::restore(const RestoreRequest& request) {
     TRY_ASSIGN(
         restored_, driver_->restore(request, [this](const StartedVmm& vmm) { service_.shelter(vmm); }));
+    lazy_ = request.ram == RestoreRam::kLazy;
     for (const std::string& note : restored_->notes)
         spdlog::info("{}: {}", config_.name, note);
     const RunningVmm vmm = driver_->running();
@@ -184,7 +185,7 @@ void VmSupervisor::handle(nlohmann::json request, std::shared_ptr<ControlReply> 
     reply->fail({ErrorCode::kInvalid, "there is no command '" + command + "'"});
 }
 
-nlohmann::json VmSupervisor::status() const {
+nlohmann::json VmSupervisor::status() {
     nlohmann::json j = {{"name", config_.name}, {"state", word(state_)},
         {"supervisor", {{"pid", ::getpid()}, {"version", kVersion}}}, {"vcpus", config_.vcpus},
         {"driver", to_string(config_.driver)}, {"memory_bytes", config_.memory_bytes()},
@@ -207,7 +208,14 @@ nlohmann::json VmSupervisor::status() const {
             {"build_id", previous_->info.build_id}};
     if (state_ == State::kUpdating) j["update"] = {{"id", update_id_}, {"phase", update_phase_}};
     if (const auto last = history_.newest(1); !last.empty()) j["last_update"] = to_json(last.front());
-    if (restored_) j["restored"] = to_json(*restored_);
+    if (restored_) {
+        j["restored"] = to_json(*restored_);
+        if (lazy_ && state_ == State::kRunning) {
+            const uint64_t left = driver_->ram_to_fill();
+            j["restored"]["ram_to_fill"] = left;
+            lazy_ = left > 0;
+        }
+    }
     if (state_ == State::kLost) j["lost_reason"] = lost_why_;
     return j;
 }

@@ -54,7 +54,7 @@ private:
     void guest_did(const GuestNews& news);
     void restart_guest(const std::string& why);
 
-    nlohmann::json status() const;
+    nlohmann::json status();
     void begin_update(const nlohmann::json& request, std::shared_ptr<ControlReply> reply);
     Result<UpdateRequest> read_request(const nlohmann::json& request, UpdateKind kind);
     bool is_current(const UpdateRequest& request) const;
@@ -102,6 +102,7 @@ private:
 
     bool adopted_ = false;
     std::optional<RestoreReport> restored_; // when this supervisor has done that
+    bool lazy_ = false;                     // its RAM may still be coming
     int listener_ = -1;                     // of the control socket; borrowed
     systemd::Source status_timer_;
 

@@ -48,7 +48,8 @@ ArrivingGuest::~ArrivingGuest() {
 Result<handoff::proto::Prepared> ArrivingGuest::prepare(handoff::PrepareOrder order) {
     TRY(quietly([&] { return build(order); }));
     handoff::proto::Prepared prepared;
-    if (order.populate) {
+    if (order.lazy_ram) TRY(begin_lazy_ram(order.fds));
+    if (order.populate && !order.lazy_ram) {
         const uint64_t before = monotonic_ns();
         TRY(quietly([&] { return parts_.machine->populate(parts_.manifest); }));
         prepared.set_populate_ns(monotonic_ns() - before);
@@ -103,6 +104,25 @@ Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
     parts_.manifest = std::move(order.manifest);
     baton_ = order.baton;
     me_ = order.me;
+    return {};
+}
+
+// Before anything touches RAM: the parts are empty.
+Result<void> ArrivingGuest::begin_lazy_ram(handoff::NamedFds& fds) {
+    if (!saved_clocks_) return Error(ErrorCode::kProtocol, "RAM comes lazily only out of a file");
+    TRY_ASSIGN(UniqueFd file, handoff::take_fd(fds, "save"));
+    std::vector<LazyRam::Part> parts;
+    for (size_t i = 0; i < parts_.manifest.regions.size(); ++i) {
+        const handoff::RamRegion& region = parts_.manifest.regions[i];
+        const handoff::RamBlock& block = parts_.manifest.blocks[region.block];
+        if (!block.name.starts_with("ram")) continue;
+        if (block.kind == handoff::RamKind::kHugetlbfs)
+            return Error(ErrorCode::kUnsupported, "huge pages do not come lazily; restore without --lazy");
+        parts.push_back({block.name, region.offset, parts_.machine->ram(i)});
+    }
+    TRY_ASSIGN(parts_.lazy_ram,
+        LazyRam::begin(std::move(file), std::move(parts),
+            [&machine = *parts_.machine](std::string why) { machine.fault(std::move(why)); }));
     return {};
 }
 

@@ -24,6 +24,7 @@ public:
 
 private:
     Result<void> build(handoff::PrepareOrder& order);
+    Result<void> begin_lazy_ram(handoff::NamedFds& fds);
 
     handoff::Baton* baton_ = nullptr;
     handoff::Participant me_ = 0;

@@ -86,6 +86,8 @@ public:
     // Devices that have state, by the order of their sections.
     const std::vector<Device*>& saved_devices() const { return saved_devices_; }
     WitnessSlot* witness(unsigned vcpu) const;
+    // Where region `index` of the manifest is mapped.
+    std::span<std::byte> ram(size_t index) const { return ram_[index].bytes(); }
 
     // What this machine's state consists of: each vCPU's two sections, the VM's, then the devices'.
     std::vector<handoff::SectionInfo> sections() const;

@@ -81,6 +81,7 @@ ReferenceVmm::ReferenceVmm(const std::string& version) {
     offer_.add_capabilities("rehearse");
     offer_.add_capabilities("restore");
     offer_.add_capabilities("track-writes");
+    offer_.add_capabilities("lazy-ram");
     for (const char* kind : {kVcpuSection, kInterruptsSection, kVmSection})
         add_support(offer_, kind, kStateVersion, kStateVersion);
     add_device_support(offer_);

@@ -11,6 +11,8 @@
 namespace liveupdate::vmm {
 namespace {
 
+constexpr uint64_t kMib = uint64_t{1} << 20;
+
 constexpr auto kLastWordsTime = std::chrono::milliseconds(500); // for a console that takes nothing
 
 // What the guest still waits for in this process's hands; after that the kernel ends what it has not begun,
@@ -29,6 +31,12 @@ RunningGuest::~RunningGuest() {
 Result<handoff::GuestDescription> RunningGuest::describe() {
     if (machine().ended())
         return Error(ErrorCode::kRefused, "the guest has ended; there is nothing to hand over");
+    // The next process would find zeros where RAM has not come yet.
+    if (const uint64_t left = parts_.lazy_ram ? parts_.lazy_ram->bytes_left() : 0; left > 0)
+        return Error(
+            ErrorCode::kBusy, std::to_string((left + kMib - 1) / kMib) +
+                                  " MiB of the guest's RAM have yet to come from its save; try again");
+    parts_.lazy_ram.reset();
     updating_ = true;
     machine().pit().expect_freeze(machine().vm());
     machine().console().freeze_client();
@@ -104,6 +112,7 @@ handoff::proto::Status RunningGuest::status() {
         status.add_vcpu_cpu_ns(thread->cpu_ns());
     }
     status.set_exits(exits);
+    status.set_ram_to_fill(parts_.lazy_ram ? parts_.lazy_ram->bytes_left() : 0);
     if (const auto offset = machine().vcpus()[0]->tsc_offset()) status.set_tsc_offset(*offset);
     status.set_dropped_console_bytes(machine().console_frontend().dropped_output());
     return status;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "handoff/guest.hpp"
+#include "vmm/lazy_ram.hpp"
 #include "vmm/machine.hpp"
 #include "vmm/save_job.hpp"
 #include "vmm/vcpu_thread.hpp"
@@ -22,7 +23,8 @@ public:
         Cpuid cpuid;
         uint32_t tsc_khz = 0; // of the host; a vCPU that runs cannot be asked
         std::unique_ptr<Machine> machine;
-        VcpuThreads threads; // one for each vCPU, started or about to be
+        std::unique_ptr<LazyRam> lazy_ram; // of a guest that was restored so; ends before the machine
+        VcpuThreads threads;               // one for each vCPU, started or about to be
     };
     explicit RunningGuest(Parts parts);
     ~RunningGuest() override;

@@ -10,7 +10,7 @@ uint64_t checksum(std::string_view bytes) {
     return ::XXH64(bytes.data(), bytes.size(), 0);
 }
 
-uint64_t sum_of_pages(const PageMap& written, PageRun pages, const std::byte* ram) {
+uint64_t sum_of_pages(const PageMap& written, PageRun pages, const std::byte* bytes) {
     struct Free {
         void operator()(XXH64_state_t* state) const { ::XXH64_freeState(state); }
     };
@@ -19,7 +19,7 @@ uint64_t sum_of_pages(const PageMap& written, PageRun pages, const std::byte* ra
     bool any = false;
     written.runs(pages, [&](PageRun run) {
         any = true;
-        ::XXH64_update(state.get(), ram + run.first * kPage, run.count * kPage);
+        ::XXH64_update(state.get(), bytes + (run.first - pages.first) * kPage, run.count * kPage);
     });
     return any ? ::XXH64_digest(state.get()) : 0;
 }

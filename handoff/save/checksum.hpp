@@ -11,8 +11,8 @@ namespace liveupdate::handoff::save {
 
 uint64_t checksum(std::string_view bytes);
 
-// A chunk's sum: of those of its `pages` that are in `written`, one after the other; 0 when none is. `ram` is
-// the block's first byte.
-uint64_t sum_of_pages(const PageMap& written, PageRun pages, const std::byte* ram);
+// A chunk's sum: of those of its `pages` that are in `written`, one after the other; 0 when none is. `bytes`
+// begins with the first of the pages.
+uint64_t sum_of_pages(const PageMap& written, PageRun pages, const std::byte* bytes);
 
 } // namespace liveupdate::handoff::save

@@ -22,6 +22,16 @@ Result<std::unique_ptr<DirectFile>> DirectFile::open(const std::string& path, in
     return file;
 }
 
+Result<std::unique_ptr<DirectFile>> DirectFile::adopt(UniqueFd opened, std::string name) {
+    auto file = std::make_unique<DirectFile>();
+    const int flags = ::fcntl(opened.get(), F_GETFL);
+    if (flags < 0) return Error::from_errno("look at " + name);
+    file->direct_ = (flags & O_DIRECT) != 0;
+    file->path_ = std::move(name);
+    file->file_ = std::move(opened);
+    return file;
+}
+
 Result<void> DirectFile::give_up_direct() {
     const int flags = ::fcntl(fd(), F_GETFL);
     if (flags < 0 || ::fcntl(fd(), F_SETFL, flags & ~O_DIRECT) < 0)

@@ -21,6 +21,9 @@ public:
     // flags as for open(2), without O_DIRECT.
     static Result<std::unique_ptr<DirectFile>> open(const std::string& path, int flags, mode_t mode = 0);
 
+    // One that somebody else has opened.
+    static Result<std::unique_ptr<DirectFile>> adopt(UniqueFd file, std::string name);
+
     int fd() const { return file_.get(); }
     const std::string& path() const { return path_; }
     bool direct() const { return direct_.load(); }

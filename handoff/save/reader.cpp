@@ -22,16 +22,27 @@ struct FreeDeleter {
 
 } // namespace
 
+Reader::Reader(IoOptions options) : options_(options) {
+    options_.threads = std::clamp(options_.threads, 1u, kMaxThreads);
+    options_.depth = std::clamp(options_.depth, 1u, kMaxDepth);
+}
+
 Result<std::unique_ptr<Reader>> Reader::open(const std::string& path, IoOptions options) {
-    options.threads = std::clamp(options.threads, 1u, kMaxThreads);
-    options.depth = std::clamp(options.depth, 1u, kMaxDepth);
     std::unique_ptr<Reader> reader(new Reader(options));
-    TRY(reader->open_file(path).context(path));
+    // A pipe is refused, not waited for.
+    TRY_ASSIGN(reader->file_, DirectFile::open(path, O_RDONLY | O_NONBLOCK));
+    TRY(reader->take_in().context(path));
     return reader;
 }
 
-Result<void> Reader::open_file(const std::string& path) {
-    TRY_ASSIGN(file_, DirectFile::open(path, O_RDONLY | O_NONBLOCK)); // a pipe is refused, not waited for
+Result<std::unique_ptr<Reader>> Reader::adopt(UniqueFd file, const std::string& name, IoOptions options) {
+    std::unique_ptr<Reader> reader(new Reader(options));
+    TRY_ASSIGN(reader->file_, DirectFile::adopt(std::move(file), name));
+    TRY(reader->take_in().context(name));
+    return reader;
+}
+
+Result<void> Reader::take_in() {
     struct stat status {};
     if (::fstat(file_->fd(), &status) < 0) return Error::from_errno("stat");
     if (!S_ISREG(status.st_mode)) return Error(ErrorCode::kRefused, "this is no file");
@@ -117,7 +128,7 @@ Result<void> Reader::read_chunks(size_t block, std::span<std::byte> ram, Work& w
     const PageMap& written = blocks_[block].written;
     const auto check_oldest = [&]() -> Result<void> {
         TRY(queue.await(coming.front().pending));
-        TRY(check_chunk(block, coming.front().chunk, ram.data()));
+        TRY(check_chunk(block, coming.front().chunk, ram.data() + coming.front().chunk * kChunk));
         coming.pop_front();
         return {};
     };
@@ -138,9 +149,26 @@ Result<void> Reader::read_chunks(size_t block, std::span<std::byte> ram, Work& w
     return {};
 }
 
-Result<void> Reader::check_chunk(size_t block, uint64_t chunk, const std::byte* ram) const {
+Result<void> Reader::read_chunk(size_t block, uint64_t chunk, std::span<std::byte> into) {
+    IoQueue queue(*file_, options_.depth, options_.engine);
+    const PageMap& written = blocks_.at(block).written;
+    const PageRun pages = pages_of_chunk(chunk, written.pages());
+    uint32_t pending = 0;
+    Result<void> begun;
+    written.runs(pages, [&](PageRun run) {
+        if (begun)
+            begun = queue.read(layout_.blocks[block].pages_at + run.first * kPage,
+                into.subspan((run.first - pages.first) * kPage, run.count * kPage), pending);
+    });
+    TRY(begun);
+    TRY(queue.await(pending));
+    return check_chunk(block, chunk, into.data());
+}
+
+Result<void> Reader::check_chunk(size_t block, uint64_t chunk, const std::byte* bytes) const {
     const Block& b = blocks_[block];
-    if (sum_of_pages(b.written, pages_of_chunk(chunk, b.written.pages()), ram) == b.sums[chunk]) return {};
+    const PageRun pages = pages_of_chunk(chunk, b.written.pages());
+    if (sum_of_pages(b.written, pages, bytes) == b.sums[chunk]) return {};
     return Error(ErrorCode::kRefused, file_->path() + ": RAM block " + header_.blocks[block].spec.name +
                                           ", chunk " + std::to_string(chunk) + " (1 MiB from " +
                                           std::to_string(layout_.blocks[block].pages_at + chunk * kChunk) +

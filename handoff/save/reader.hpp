@@ -19,6 +19,10 @@ public:
     // guest of a version that this build reads.
     static Result<std::unique_ptr<Reader>> open(const std::string& path, IoOptions options = {});
 
+    // The same of a file that somebody else has opened for reading; `name` is what errors call it.
+    static Result<std::unique_ptr<Reader>> adopt(
+        UniqueFd file, const std::string& name, IoOptions options = {});
+
     const Header& header() const { return header_; }
     const proto::SavedGuest& guest() const { return guest_; }
     // Of the blocks in the file: which pages there are, and their sums. Needs memory by the size of RAM; so
@@ -30,6 +34,11 @@ public:
     // size, and checks each chunk. On failure `ram` holds anything. Blocks; threads of its own.
     Result<void> read_block(size_t block, std::span<std::byte> ram);
 
+    // The same of one chunk of 1 MiB, into `into`, which has room for all of it; what is not written() is
+    // left as it is there. Any number of threads at once.
+    Result<void> read_chunk(size_t block, uint64_t chunk, std::span<std::byte> into);
+
+    int fd() const { return file_->fd(); }
     // What did not go as it should have, in words for a user.
     std::vector<std::string> notes() const;
 
@@ -38,12 +47,12 @@ private:
         PageMap written;
         std::vector<uint64_t> sums;
     };
-    explicit Reader(IoOptions options) : options_(options) {}
-    Result<void> open_file(const std::string& path);
+    explicit Reader(IoOptions options);
+    Result<void> take_in();
     Result<std::string> read_plain(uint64_t offset, uint64_t size);
     Result<void> load_table(size_t block);
     Result<void> read_chunks(size_t block, std::span<std::byte> ram, Work& work);
-    Result<void> check_chunk(size_t block, uint64_t chunk, const std::byte* ram) const;
+    Result<void> check_chunk(size_t block, uint64_t chunk, const std::byte* bytes) const;
 
     IoOptions options_;
     std::unique_ptr<DirectFile> file_;

@@ -136,7 +136,7 @@ Result<void> Writer::write_chunk(Pass& pass, IoQueue& queue, uint64_t chunk, uin
         bytes_written_ += bytes.size();
         TRY(queue.write(block.layout.pages_at + run.first * kPage, bytes, pending));
     }
-    block.sums[chunk] = sum_of_pages(block.written, pages, pass.ram);
+    block.sums[chunk] = sum_of_pages(block.written, pages, pass.ram + pages.first * kPage);
     return {};
 }
 

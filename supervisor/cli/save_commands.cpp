@@ -36,6 +36,7 @@ struct RestoreArguments {
     std::string directory;
     std::string name;
     std::string timeout = "10m";
+    bool lazy = false;
 };
 
 Result<std::string> absolute(const std::string& path) {
@@ -146,8 +147,10 @@ ExitCode run_restore(CliIo& io, const RestoreArguments& arguments) {
     if (!config) return complain(io, config.error());
     if (const auto made = make_directories(io.paths.vm_runtime_dir(arguments.name)); !made)
         return complain(io, made.error());
+    std::vector<std::string> more = {"--restore", *directory};
+    if (arguments.lazy) more.emplace_back("--lazy");
     auto process = SupervisorProcess::spawn(
-        io.supervisor_program, *config, io.paths.supervisor_log(arguments.name), {"--restore", *directory});
+        io.supervisor_program, *config, io.paths.supervisor_log(arguments.name), more);
     if (!process) return complain(io, process.error());
     return wait_until_running(io, arguments.name, *process, Deadline::after(*timeout));
 }
@@ -176,6 +179,8 @@ void add_save_commands(CLI::App& app, Action& chosen) {
     restore.add_option("DIR", restoring->directory, "the folder that it was saved into")->required();
     restore.add_option("NAME", restoring->name, "the VM's name; without a VM file it gets the saved one")
         ->required();
+    restore.add_flag("--lazy", restoring->lazy,
+        "let the guest run at once; RAM is fetched when it is touched, and in the background");
     restore.add_option("--timeout", restoring->timeout, "how long to wait until it runs")
         ->capture_default_str();
     restore.callback(

@@ -149,6 +149,63 @@ TEST_CASE("a guest that runs while its RAM is saved is restored as it was when i
     }
 }
 
+// All of its RAM is checked by the guest itself, while it comes and after.
+TEST_CASE("a guest whose RAM comes while it runs finds every byte as it was") {
+    NEEDS_KVM();
+    LiveVmOptions options;
+    options.guest = "pattern.elf";
+    options.vcpus = 2;
+    options.memory_mib = 256;
+    options.cmdline = "limit_mb=48 stride=512";
+    const auto vm = started(options);
+    fill(*vm, 64); // so that filling takes a while
+    const std::string folder = vm->directory() + "/saved";
+    for (int round = 0; round < 3; ++round) {
+        saved(*vm, folder, {{"stop", true}});
+        CHECK(vm->await_supervisor_end() == 0);
+        const auto result = vm->restore(folder, "", {"--lazy"});
+        REQUIRE_MESSAGE(result, result.error().message);
+        // Nobody but the VMM may touch RAM before all of it has come.
+        const auto to_fill = [&] { return vm->status()["restored"].value("ram_to_fill", uint64_t{0}); };
+        const auto update = vm->update(turn(0));
+        REQUIRE_MESSAGE(update, update.error().message);
+        if (update->outcome != supervisor::Outcome::kCompleted)
+            CHECK(update->reason.find("have yet to come") != std::string::npos);
+        REQUIRE(LiveVm::eventually([&] { return to_fill() == 0; }, std::chrono::seconds(60)));
+        check_sound(*vm, 2);
+        update_in_turn(*vm, 0, 2);
+        check_sound(*vm, 2);
+        const auto ram = vm->ram();
+        for (size_t at = size_t{64} << 20; at < ram.size(); at += 4096)
+            if (ram[at] != std::byte{1}) FAIL("page at ", at, " is not as it was");
+        const uint64_t counter = read_field(vm->report().vcpus[0].counter);
+        CHECK(LiveVm::eventually([&] { return read_field(vm->report().vcpus[0].counter) > counter + 2; },
+            std::chrono::seconds(60)));
+        check_sound(*vm, 2);
+    }
+}
+
+TEST_CASE("a guest whose RAM proves to be damaged while it comes ends, and is never given it") {
+    NEEDS_KVM();
+    const auto vm = started({});
+    fill(*vm, 32);
+    const std::string folder = vm->directory() + "/saved";
+    saved(*vm, folder, {{"stop", true}});
+    CHECK(vm->await_supervisor_end() == 0);
+    uint64_t at = 0;
+    {
+        auto reader = Reader::open(file_in(folder));
+        REQUIRE(reader);
+        at = (*reader)->header().layout().blocks[0].pages_at + (uint64_t{48} << 20);
+    }
+    std::fstream file(file_in(folder), std::ios::binary | std::ios::in | std::ios::out);
+    file.seekp(static_cast<std::streamoff>(at));
+    file.put(2).flush();
+    static_cast<void>(vm->restore(folder, "", {"--lazy"}));
+    CHECK(LiveVm::eventually([&] { return vm->status().value("state", "") == "lost"; }));
+    CHECK(vm->status().value("lost_reason", "").find("chunk 48") != std::string::npos);
+}
+
 TEST_CASE("a guest that is stopped by its save goes on from there, in either build") {
     NEEDS_KVM();
     LiveVmOptions options;

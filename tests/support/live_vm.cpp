@@ -99,10 +99,13 @@ Result<std::unique_ptr<LiveVm>> LiveVm::start(LiveVmOptions options) {
     return vm;
 }
 
-Result<void> LiveVm::restore(const std::string& directory, const std::string& binary) {
+Result<void> LiveVm::restore(
+    const std::string& directory, const std::string& binary, const std::vector<std::string>& more) {
     if (!binary.empty()) options_.vmm = program(binary);
     std::ofstream(directory_ + "/config/vm.toml") << toml(options_);
-    TRY(start_supervisor({"--restore", directory}));
+    std::vector<std::string> arguments = {"--restore", directory};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    TRY(start_supervisor(arguments));
     return map_guest();
 }
 

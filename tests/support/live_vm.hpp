@@ -67,7 +67,8 @@ public:
     Result<void> start_supervisor(const std::vector<std::string>& more = {});
     // After the VM has ended: starts it as it was saved in `directory`, in the VMM `binary` (empty: the
     // first).
-    Result<void> restore(const std::string& directory, const std::string& binary = "");
+    Result<void> restore(const std::string& directory, const std::string& binary = "",
+        const std::vector<std::string>& more = {});
     // SIGKILL, and waits for its end.
     void kill_supervisor();
     bool supervisor_alive();

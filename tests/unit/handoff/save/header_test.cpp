@@ -70,7 +70,8 @@ TEST_CASE("each flipped bit of a header is refused") {
 
 TEST_CASE("a header that contradicts itself is refused although its checksum is right") {
     for (size_t at = 12; at < 3296; ++at) {
-        if (at == 32 || at == 33 || (at >= 40 && at < 48)) continue; // the state may be a little longer, and its sum any
+        if (at == 32 || at == 33 || (at >= 40 && at < 48))
+            continue; // the state may be a little longer, and its sum any
         if (at >= 128 && (at - 128) % 96 >= 64 && (at - 128) % 96 < 72 && at < 416 && (at < 224 || at >= 320))
             continue; // so may those of the tables
         HeaderPage page = encode(sample());
