@@ -64,13 +64,17 @@ GuestRestore::GuestRestore(
 
 Result<RestoredGuest> GuestRestore::run() {
     RestoreReport& report = guest_.report;
+    const auto make_ready = [&]() -> Result<void> {
+        TRY(prepare());
+        return arm();
+    };
     const auto result = [&]() -> Result<void> {
         TRY(open_save());
         TRY(make_files());
         TRY(timed(report.ram_us, [&] { return fill_ram(); }));
         TRY(timed(report.start_us, [&] { return start_vmm(); }));
-        TRY(timed(report.prepare_us, [&] { return prepare(); }));
-        return timed(report.hand_over_us, [&] { return hand_over(); });
+        TRY(timed(report.prepare_us, make_ready));
+        return hand_over();
     }();
     if (result) {
         report.notes = save_->notes();
@@ -209,14 +213,19 @@ Result<void> GuestRestore::prepare() {
     return {};
 }
 
-Result<void> GuestRestore::hand_over() {
+Result<void> GuestRestore::arm() {
     TRY_ASSIGN(handoff::TransferArea area, handoff::TransferArea::map(transfer_.get(), agreement_.sections));
+    area_.emplace(std::move(area));
     for (size_t i = 0; i < agreement_.sections.size(); ++i)
-        TRY(area.put(i, handoff::TransferRun::kReal, save_->guest().sections(static_cast<int>(i)).state()));
-    const Deadline loaded = Deadline::after(kArmTime);
-    Message arm;
-    arm.mutable_arm()->set_deadline_ns(loaded.ns());
-    TRY(guest_.vmm.request(std::move(arm), {}, Message::kArmed, loaded).context("arm the VMM"));
+        TRY(area_->put(i, handoff::TransferRun::kReal, save_->guest().sections(static_cast<int>(i)).state()));
+    Message message;
+    message.mutable_arm()->set_deadline_ns(Deadline::after(kArmTime).ns());
+    TRY(guest_.vmm.request(std::move(message), {}, Message::kArmed, deadline_).context("arm the VMM"));
+    return {};
+}
+
+Result<void> GuestRestore::hand_over() {
+    area_->stamp(handoff::Moment::kOffered);
     if (in_place_) TRY(use_up_save());
     if (!guest_.files.baton->offer(kFile, kVmm))
         return Error(ErrorCode::kInternal, "the baton cannot be offered");
@@ -224,6 +233,9 @@ Result<void> GuestRestore::hand_over() {
     const auto said = guest_.vmm.await(Message::kSwitched, Deadline::after(kArmTime + kAnswerTime));
     if (guest_.files.baton->held_by(kVmm) && guest_.vmm.alive()) {
         if (in_place_) ::unlink((path_ + ".used").c_str());
+        const uint64_t entered = area_->moment(handoff::Moment::kLastEntered);
+        const uint64_t offered = area_->moment(handoff::Moment::kOffered);
+        guest_.report.hand_over_us = entered > offered ? (entered - offered) / 1000 : 0;
         return {};
     }
     // It has not run: what it might still do, it would do with the baton.

@@ -5,10 +5,12 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "handoff/negotiation.hpp"
 #include "handoff/save/reader.hpp"
+#include "handoff/transfer_area.hpp"
 #include "supervisor/config.hpp"
 #include "supervisor/guest_files.hpp"
 #include "supervisor/paths.hpp"
@@ -37,6 +39,7 @@ private:
     Result<void> fill_ram();
     Result<void> start_vmm();
     Result<void> prepare();
+    Result<void> arm();
     Result<void> hand_over();
 
     Result<void> check_machine();
@@ -57,6 +60,7 @@ private:
     RestoredGuest guest_;
     handoff::Agreement agreement_;
     UniqueFd transfer_;
+    std::optional<handoff::TransferArea> area_;
     bool in_place_ = false;
 };
 

@@ -289,7 +289,10 @@ Result<void> GuestSave::end_guest() {
 }
 
 Result<void> GuestSave::finish_file() {
-    return writer_->finish(state_.SerializeAsString());
+    const uint64_t before = monotonic_ns();
+    TRY(writer_->finish(state_.SerializeAsString()));
+    report_.sync_us = (monotonic_ns() - before) / 1000;
+    return {};
 }
 
 void GuestSave::give_back(const std::string& why) {

@@ -26,7 +26,7 @@ std::optional<SaveStep> parse_save_step(std::string_view word) {
 
 nlohmann::json to_json(const SaveReport& report) {
     return {{"path", report.path}, {"ram_bytes", report.ram_bytes}, {"written_bytes", report.written_bytes},
-        {"passes", report.passes}, {"stood_still_us", report.stood_still_us},
+        {"passes", report.passes}, {"stood_still_us", report.stood_still_us}, {"sync_us", report.sync_us},
         {"duration_us", report.duration_us},
         {"guest", report.after == AfterSave::kStop ? "stopped" : "running"}, {"notes", report.notes}};
 }

@@ -48,6 +48,7 @@ struct SaveReport {
     uint64_t written_bytes = 0; // of RAM, each time that a page was written
     uint64_t passes = 0;        // over RAM that the guest wrote meanwhile, before it was stopped
     uint64_t stood_still_us = 0;
+    uint64_t sync_us = 0; // until all of it was on the disk
     uint64_t duration_us = 0;
     AfterSave after = AfterSave::kGoOn;
     std::vector<std::string> notes; // for a user
@@ -68,7 +69,7 @@ struct RestoreRequest {
 struct RestoreReport {
     uint64_t ram_us = 0;       // RAM read, or taken as it is
     uint64_t start_us = 0;     // the VMM's process
-    uint64_t prepare_us = 0;   // its machine
+    uint64_t prepare_us = 0;   // its machine, until its vCPUs wait for their state
     uint64_t hand_over_us = 0; // device state; at its end the vCPUs run
     std::vector<std::string> notes;
 };

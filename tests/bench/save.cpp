@@ -91,6 +91,7 @@ Result<void> in_place(const Settings& s) {
 
 // MiB/s of fio, which writes or reads as many bytes with the same block size and depth.
 double fio(const std::string& directory, const std::string& way, uint64_t bytes) {
+    if (way == "write") fs::remove(directory + "/fio"); // as a save does: into a new file
     const auto run =
         run_command({"fio", "--name=beside", "--filename=" + directory + "/fio", "--rw=" + way, "--bs=64k",
                         "--size=" + std::to_string(bytes / 2), "--numjobs=2", "--offset_increment=50%",
@@ -112,7 +113,7 @@ Result<void> to_file(const Settings& s) {
     if (!vm->guest_started()) return Error(ErrorCode::kTimeout, "the guest did not start");
     fill_half(*vm);
     const bool have_fio = run_command({"fio", "--version"}).status == 0;
-    std::vector<double> excess, write_speed, write_fio, read_speed, read_fio, still;
+    std::vector<double> excess, write_speed, write_fio, read_speed, read_fio, still, sync;
     for (unsigned i = 0; i < s.rounds; ++i) {
         const auto wanted = static_cast<double>(non_zero_bytes(*vm));
         TRY_ASSIGN(const auto report, save(*vm, folder.at("saved"), "file"));
@@ -121,6 +122,7 @@ Result<void> to_file(const Settings& s) {
         const double seconds = ms(report, "duration_us") / 1000;
         write_speed.push_back(written / (1 << 20) / seconds);
         still.push_back(ms(report, "stood_still_us"));
+        sync.push_back(ms(report, "sync_us"));
         if (have_fio) write_fio.push_back(fio(folder.at(""), "write", static_cast<uint64_t>(written)));
         static_cast<void>(vm->call({{"command", "stop"}}));
         vm->await_supervisor_end();
@@ -134,6 +136,7 @@ Result<void> to_file(const Settings& s) {
         "to a file in %s, %u MiB, half of it zero, %u rounds\n", s.directory.c_str(), s.memory_mib, s.rounds);
     print_row("written beyond what is not zero", excess, "%");
     print_row("the guest stood still", still, "ms");
+    print_row("  after it, until the disk has it all", sync, "ms");
     print_row("save, syncs included", write_speed, "MiB/s");
     if (have_fio) print_row("fio: writes of 64 KiB, 2 x 8 in flight", write_fio, "MiB/s");
     print_row("restore: RAM", read_speed, "MiB/s");
