@@ -18,7 +18,7 @@ namespace liveupdate::handoff::save {
 // How the file is read or written.
 struct IoOptions {
     unsigned threads = 2;
-    unsigned depth = 8; // requests in flight of each thread
+    unsigned depth = 16; // requests in flight of each thread
     Engine engine = Engine::kRing;
     int cancel_fd = -1; // readable: stop, with kAborted
 };

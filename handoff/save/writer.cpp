@@ -206,6 +206,8 @@ Result<void> Writer::finish(std::string_view state) {
 
 Result<void> Writer::publish() {
     TRY_ASSIGN(const UniqueFd folder, fd::open(directory_, O_RDONLY | O_DIRECTORY));
+    // To free its blocks may take as long as the save; that comes after the new name is on the disk.
+    if (auto former = fd::open(path_, O_PATH | O_NOFOLLOW)) former_ = std::move(former).value();
     if (::rename(new_path_.c_str(), path_.c_str()) < 0)
         return Error::from_errno("rename " + new_path_ + " to " + path_);
     stays_ = true;

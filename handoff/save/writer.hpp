@@ -67,6 +67,7 @@ private:
     std::string directory_, path_, new_path_;
     IoOptions options_;
     std::unique_ptr<DirectFile> file_;
+    UniqueFd former_; // the file that this one has taken the name of
     std::vector<Block> blocks_;
     uint64_t state_at_ = 0;
     std::atomic<uint64_t> bytes_written_{0};

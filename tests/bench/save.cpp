@@ -95,7 +95,7 @@ double fio(const std::string& directory, const std::string& way, uint64_t bytes)
     const auto run =
         run_command({"fio", "--name=beside", "--filename=" + directory + "/fio", "--rw=" + way, "--bs=64k",
                         "--size=" + std::to_string(bytes / 2), "--numjobs=2", "--offset_increment=50%",
-                        "--iodepth=8", "--ioengine=io_uring", "--direct=1", "--fallocate=none",
+                        "--iodepth=16", "--ioengine=io_uring", "--direct=1", "--fallocate=none",
                         "--end_fsync=1", "--group_reporting", "--output-format=json"},
             {}, std::chrono::seconds(120));
     const auto json = nlohmann::json::parse(run.out, nullptr, false);
@@ -138,9 +138,9 @@ Result<void> to_file(const Settings& s) {
     print_row("the guest stood still", still, "ms");
     print_row("  after it, until the disk has it all", sync, "ms");
     print_row("save, syncs included", write_speed, "MiB/s");
-    if (have_fio) print_row("fio: writes of 64 KiB, 2 x 8 in flight", write_fio, "MiB/s");
+    if (have_fio) print_row("fio: writes of 64 KiB, 2 x 16 in flight", write_fio, "MiB/s");
     print_row("restore: RAM", read_speed, "MiB/s");
-    if (have_fio) print_row("fio: reads of 64 KiB, 2 x 8 in flight", read_fio, "MiB/s");
+    if (have_fio) print_row("fio: reads of 64 KiB, 2 x 16 in flight", read_fio, "MiB/s");
     if (!have_fio) std::printf("SKIPPED: fio is not installed, so there is nothing to compare with\n");
     return {};
 }
