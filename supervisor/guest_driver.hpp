@@ -72,8 +72,9 @@ public:
     // was.
     virtual Result<RestoreReport> restore(const RestoreRequest& request, const Shelter& shelter) = 0;
 
-    // Bytes of a lazily restored guest's RAM that have not come yet. Asks the VMM.
-    virtual uint64_t ram_to_fill() = 0;
+    // Bytes of a lazily restored guest's RAM that have not come yet. Asks the VMM; empty when it does not
+    // answer.
+    virtual std::optional<uint64_t> ram_to_fill() = 0;
     virtual RunningVmm running() const = 0;
     // Descriptors that become readable when there is news, or when the VMM has ended.
     virtual std::vector<int> watched() const = 0;

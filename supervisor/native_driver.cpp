@@ -163,12 +163,13 @@ Result<void> NativeDriver::launch(const Shelter& shelter) {
     return {};
 }
 
-uint64_t NativeDriver::ram_to_fill() {
-    if (!vmm_) return 0;
+std::optional<uint64_t> NativeDriver::ram_to_fill() {
+    if (!vmm_) return std::nullopt;
     Message message;
     message.mutable_query();
     const auto answer = vmm_.request(std::move(message), {}, Message::kStatus, Deadline::after(kAskTime));
-    return answer ? answer->message.status().ram_to_fill() : 0;
+    if (!answer) return std::nullopt;
+    return answer->message.status().ram_to_fill();
 }
 
 RunningVmm NativeDriver::running() const {

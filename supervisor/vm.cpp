@@ -211,9 +211,9 @@ nlohmann::json VmSupervisor::status() {
     if (restored_) {
         j["restored"] = to_json(*restored_);
         if (lazy_ && state_ == State::kRunning) {
-            const uint64_t left = driver_->ram_to_fill();
-            j["restored"]["ram_to_fill"] = left;
-            lazy_ = left > 0;
+            const auto left = driver_->ram_to_fill();
+            j["restored"]["ram_to_fill"] = left ? nlohmann::json(*left) : nlohmann::json(nullptr);
+            lazy_ = !left || *left > 0;
         }
     }
     if (state_ == State::kLost) j["lost_reason"] = lost_why_;

@@ -20,7 +20,7 @@ public:
     Result<Adoption> adopt(const handoff::NamedFds& kept) override;
     Result<void> launch(const Shelter& shelter) override;
     Result<RestoreReport> restore(const RestoreRequest& request, const Shelter& shelter) override;
-    uint64_t ram_to_fill() override { return 0; }
+    std::optional<uint64_t> ram_to_fill() override { return 0; }
     RunningVmm running() const override;
     std::vector<int> watched() const override;
     bool take_news(std::deque<GuestNews>& news) override;
