@@ -35,12 +35,13 @@ std::string to_string(const BatonWord& word) {
     return text + "damaged";
 }
 
-Result<UniqueFd> Baton::create_segment() {
+Result<UniqueFd> Baton::create_segment(uint32_t epoch) {
     TRY_ASSIGN(UniqueFd file, create_sealed_memfd("liveupdate-baton", Segment::kSize));
     TRY_ASSIGN(
         const SharedMapping mapping, SharedMapping::map(file.get(), 0, Segment::kSize, MapMode::kShared));
     auto* segment = new (mapping.data()) Segment{};
     segment->magic = Segment::kMagic;
+    segment->word = BatonWord{epoch, 0, 0, BatonState::kFree}.pack();
     return file;
 }
 

@@ -56,7 +56,8 @@ std::string to_string(const BatonWord& word);
 // The segment is one page, a sealed memfd that every VMM of the guest and its supervisor map.
 class Baton {
 public:
-    static Result<UniqueFd> create_segment();
+    // Free, with the epoch that the first holder's follows.
+    static Result<UniqueFd> create_segment(uint32_t epoch = 0);
     // Refuses an fd that is not a sealed memfd of the right size or not a baton.
     static Result<Baton> map(int fd);
 

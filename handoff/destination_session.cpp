@@ -52,6 +52,8 @@ Result<proto::Message> DestinationSession::prepare(const proto::Prepare& order, 
     prepare.fixed_state = order.fixed_state();
     prepare.populate = order.populate();
     prepare.rehearse = order.rehearse();
+    prepare.lazy_ram = order.lazy_ram();
+    if (order.has_saved_clocks()) prepare.saved_clocks = order.saved_clocks();
     prepare.baton = baton_.get();
     guest_ = vmm_.destination();
     proto::Message message;

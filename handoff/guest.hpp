@@ -15,6 +15,7 @@
 #include "handoff/manifest.hpp"
 #include "handoff/proto/session.pb.h"
 #include "handoff/transfer.hpp"
+#include "handoff/write_map.hpp"
 
 namespace liveupdate::handoff {
 
@@ -46,8 +47,13 @@ public:
     virtual Result<void> save(Outgoing& out, Deadline deadline) = 0;
     // After save(): the guest goes on here, as if nothing had happened.
     virtual void resume() = 0;
-    // The update is over for this guest, which runs here.
+    // The update is over for this guest, which runs here; so is the tracking of writes.
     virtual void update_over() = 0;
+    // Phase preparing: from now on the guest's writes to its RAM are logged, its devices' too, and those
+    // before a later save() are put into `map` by the time that returns. kUnsupported: this VMM cannot.
+    virtual Result<void> begin_write_log(WriteMap map) = 0;
+    // Puts what was written since the last time into the map, in place of what was there.
+    virtual Result<void> collect_writes() = 0;
     // The guest runs elsewhere: give its VM up. Slow and quiet: the other process needs the machine.
     virtual void let_go() = 0;
 
@@ -70,6 +76,9 @@ struct PrepareOrder {
     std::string fixed_state;
     bool populate = true;
     bool rehearse = true;
+    // The guest comes out of a file: the host's clocks when it was saved.
+    std::optional<proto::HostClocks> saved_clocks;
+    bool lazy_ram = false;  // RAM comes from fd "save" while the guest runs
     Baton* baton = nullptr; // outlives the guest
 };
 

@@ -11,7 +11,7 @@ install(EXPORT handoffTargets NAMESPACE handoff:: DESTINATION ${handoff_package_
 
 install(DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}/
     DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/handoff COMPONENT handoff
-    FILES_MATCHING PATTERN "*.hpp" PATTERN "proto/*.proto" PATTERN "example" EXCLUDE)
+    FILES_MATCHING PATTERN "*.hpp" PATTERN "proto/*.proto" PATTERN "example" EXCLUDE PATTERN "save" EXCLUDE)
 install(FILES ${CMAKE_BINARY_DIR}/handoff/proto/session.pb.h
     DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/handoff/proto COMPONENT handoff)
 

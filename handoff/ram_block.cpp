@@ -18,7 +18,7 @@ namespace {
 constexpr uint64_t kPopulateStep = uint64_t{16} << 20;
 
 Result<UniqueFd> create_unlinked_file(const std::string& directory, uint64_t size) {
-    TRY_ASSIGN(UniqueFd file, fd::open(directory, O_TMPFILE | O_RDWR | O_EXCL, 0600));
+    TRY_ASSIGN(UniqueFd file, fd::open(directory, O_TMPFILE | O_RDWR, 0600));
     if (::ftruncate(file.get(), static_cast<off_t>(size)) < 0)
         return Error::from_errno(
             "size a RAM file in " + directory + " to " + std::to_string(size) + " bytes");

@@ -227,6 +227,8 @@ private:
         }
         case proto::Message::kSaveTrial:
             return one(source_->save_trial(m.save_trial(), received.fds));
+        case proto::Message::kTrackWrites:
+            return one(source_->track_writes(m.track_writes(), received.fds));
         case proto::Message::kSwitchover:
             return one(source_->switchover(m.switchover(), received.fds));
         case proto::Message::kQuery: {

@@ -98,6 +98,25 @@ Result<proto::Message> SourceSession::save_trial(const proto::SaveTrial& order, 
     return message;
 }
 
+Result<proto::Message> SourceSession::track_writes(const proto::TrackWrites& order, NamedFds& fds) {
+    switch (order.way()) {
+    case proto::TrackWrites::BEGIN: {
+        TRY_ASSIGN(const UniqueFd file, take_fd(fds, "writes"));
+        TRY_ASSIGN(WriteMap map, WriteMap::map(file.get(), guest_->manifest()));
+        TRY(guest_->begin_write_log(std::move(map)));
+        break;
+    }
+    case proto::TrackWrites::COLLECT:
+        TRY(guest_->collect_writes());
+        break;
+    default:
+        return Error(ErrorCode::kProtocol, "writes are not tracked in that way");
+    }
+    proto::Message message;
+    message.mutable_writes_tracked();
+    return message;
+}
+
 // The guest goes on here; the words tell why.
 proto::Message SourceSession::give_back(Error why) {
     area_->withdraw();

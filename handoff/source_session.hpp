@@ -31,6 +31,7 @@ public:
     Result<proto::Message> describe(
         const proto::Describe& order, pid_t supervisor, std::vector<FdToSend>& fds);
     Result<proto::Message> save_trial(const proto::SaveTrial& order, NamedFds& fds);
+    Result<proto::Message> track_writes(const proto::TrackWrites& order, NamedFds& fds);
     Result<proto::Message> switchover(const proto::Switchover& order, NamedFds& fds);
     proto::Message adopted() const;
     std::vector<FdToSend> adoption_fds() const;

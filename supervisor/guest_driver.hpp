@@ -14,6 +14,7 @@
 #include "handoff/channel.hpp"
 #include "supervisor/config.hpp"
 #include "supervisor/paths.hpp"
+#include "supervisor/save_request.hpp"
 #include "supervisor/shelter.hpp"
 #include "supervisor/update_request.hpp"
 
@@ -67,6 +68,13 @@ public:
     // Starts the guest. No VMM of it lives. On failure none does either.
     virtual Result<void> launch(const Shelter& shelter) = 0;
 
+    // In place of launch(): the guest that was saved. On failure no VMM of it lives and the save is as it
+    // was.
+    virtual Result<RestoreReport> restore(const RestoreRequest& request, const Shelter& shelter) = 0;
+
+    // Bytes of a lazily restored guest's RAM that have not come yet. Asks the VMM; empty when it does not
+    // answer.
+    virtual std::optional<uint64_t> ram_to_fill() = 0;
     virtual RunningVmm running() const = 0;
     // Descriptors that become readable when there is news, or when the VMM has ended.
     virtual std::vector<int> watched() const = 0;
@@ -90,6 +98,8 @@ public:
     // From the spawn of the destination to the end of the source. Blocks, on a thread of its own. After it
     // running() tells who has the guest, if anybody has.
     virtual UpdateResult update(UpdateRequest request, std::string id, const UpdateHooks& hooks) = 0;
+    // The same of a save. After an error, and unless it was to end, the guest runs on.
+    virtual Result<SaveReport> save(SaveRequest request, const UpdateHooks& hooks) = 0;
 };
 
 // The driver that the VM's file asks for.

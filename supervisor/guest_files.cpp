@@ -155,7 +155,7 @@ Result<void> open_console(const VmConfig& config, const Paths& paths, handoff::N
 Result<GuestFiles> GuestFiles::create(const VmConfig& config, const Paths& paths) {
     GuestFiles files;
     TRY(add_ram(config, files.manifest));
-    if (config.witness) TRY(add_block(files.manifest, "witness", kWitnessGpa, kPage, false, {}));
+    if (config.witness) TRY(add_block(files.manifest, kWitnessBlock, kWitnessGpa, kPage, false, {}));
     if (!config.firmware.empty()) TRY(add_firmware(config, files.manifest));
     auto& machine = files.manifest.machine;
     machine.set_vcpus(config.vcpus);

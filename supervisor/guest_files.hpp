@@ -32,6 +32,9 @@ struct GuestFiles {
 
 handoff::RamKind ram_kind(Backing backing);
 
+// The block with the witness page; RAM blocks are called "ram0", "ram1"…
+inline constexpr const char* kWitnessBlock = "witness";
+
 // Puts "console", and for a pty "console-slave", among the devices; nothing for type none.
 Result<void> open_console(const VmConfig& config, const Paths& paths, handoff::NamedFds& devices);
 

@@ -49,7 +49,7 @@ Result<UniqueFd> lock_vm(const VmConfig& config, const Paths& paths) {
     return file;
 }
 
-Result<int> supervise(const std::string& config_path) {
+Result<int> supervise(const std::string& config_path, const std::optional<RestoreRequest>& restore) {
     TRY_ASSIGN(const VmConfig config, load_vm_config(config_path));
     TRY_ASSIGN(const Paths paths, resolve_paths());
     TRY_ASSIGN(const UniqueFd lock, lock_vm(config, paths));
@@ -76,7 +76,7 @@ Result<int> supervise(const std::string& config_path) {
     if (systemd::has_manager()) {
         TRY_ASSIGN(hangup, loop->add_signal(SIGHUP, [&](const signalfd_siginfo&) { vm.reload(); }));
     }
-    TRY(vm.start(std::move(kept)));
+    TRY(vm.start(std::move(kept), restore));
     ControlServerOptions options;
     options.path = paths.control_socket(config.name);
     options.access = std::move(access);
@@ -90,6 +90,7 @@ Result<int> supervise(const std::string& config_path) {
 // 75 (EX_TEMPFAIL): a VMM lives that cannot be adopted now; the unit file asks for another start.
 int exit_status(ErrorCode code) {
     if (code == ErrorCode::kInvalid) return 2;
+    if (code == ErrorCode::kRefused || code == ErrorCode::kUnsupported) return 4;
     return code == ErrorCode::kBusy ? 75 : 1;
 }
 
@@ -98,9 +99,12 @@ int exit_status(ErrorCode code) {
 int main(int argc, char** argv) {
     CLI::App app{
         "The supervisor of one VM: runs its VMM and updates it in place. `liveupdate start` starts it."};
-    std::string config;
-    bool foreground = false;
+    std::string config, saved;
+    bool foreground = false, lazy = false;
     app.add_option("--config", config, "The VM's TOML file")->required();
+    app.add_option(
+        "--restore", saved, "A folder: start the guest that was saved there, instead of a new one");
+    app.add_flag("--lazy", lazy, "With --restore: RAM comes while the guest runs");
     app.add_flag(
         "--foreground", foreground, "Stay in the foreground, which is what it always does: for unit files");
     app.set_version_flag("--version", "liveupdated " + std::string(kVersion));
@@ -111,7 +115,9 @@ int main(int argc, char** argv) {
     }
     ::signal(SIGPIPE, SIG_IGN);
     open_log();
-    auto code = supervise(config);
+    std::optional<RestoreRequest> restore;
+    if (!saved.empty()) restore = RestoreRequest{saved, lazy ? RestoreRam::kLazy : RestoreRam::kEager};
+    auto code = supervise(config, restore);
     if (!code) {
         std::fprintf(stderr, "liveupdated: %s\n", code.error().message.c_str());
         return exit_status(code.error().code);

@@ -7,6 +7,8 @@
 #include <utility>
 
 #include "handoff/base/fd.hpp"
+#include "supervisor/guest_restore.hpp"
+#include "supervisor/guest_save.hpp"
 #include "supervisor/kept_vmms.hpp"
 #include "supervisor/update.hpp"
 
@@ -130,6 +132,15 @@ Result<void> NativeDriver::launch(const Shelter& shelter) {
     return {};
 }
 
+std::optional<uint64_t> NativeDriver::ram_to_fill() {
+    if (!vmm_) return std::nullopt;
+    Message message;
+    message.mutable_query();
+    const auto answer = vmm_.request(std::move(message), {}, Message::kStatus, Deadline::after(kAskTime));
+    if (!answer) return std::nullopt;
+    return answer->message.status().ram_to_fill();
+}
+
 RunningVmm NativeDriver::running() const {
     if (!vmm_) return {};
     return {vmm_.pid(), {vmm_.binary().info.path, vmm_.offer().version(), vmm_.binary().info.build_id},
@@ -188,6 +199,17 @@ UpdateResult NativeDriver::update(UpdateRequest request, std::string id, const U
     result.record = update.run();
     result.previous = update.take_previous();
     return result;
+}
+
+Result<SaveReport> NativeDriver::save(SaveRequest request, const UpdateHooks& hooks) {
+    return GuestSave({config_, *files_, vmm_, hooks}, std::move(request)).run();
+}
+
+Result<RestoreReport> NativeDriver::restore(const RestoreRequest& request, const Shelter& shelter) {
+    TRY_ASSIGN(RestoredGuest guest, GuestRestore(config_, paths_, request, shelter).run());
+    files_ = std::move(guest.files);
+    vmm_ = std::move(guest.vmm);
+    return std::move(guest.report);
 }
 
 } // namespace liveupdate::supervisor

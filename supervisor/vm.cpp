@@ -28,7 +28,7 @@ VmSupervisor::VmSupervisor(
 VmSupervisor::~VmSupervisor() {
     if (update_thread_.joinable()) update_thread_.join();
     // A supervisor that fails is no reason for a guest to end, once somebody has seen it run.
-    const bool runs = state_ == State::kRunning || state_ == State::kUpdating;
+    const bool runs = state_ == State::kRunning || driver_is_busy();
     if (runs && (adopted_ || listener_ >= 0)) driver_->let_go();
 }
 
@@ -40,6 +40,8 @@ std::string_view VmSupervisor::word(State state) {
         return "running";
     case State::kUpdating:
         return "updating";
+    case State::kSaving:
+        return "saving";
     case State::kStopping:
         return "stopping";
     case State::kStopped:
@@ -50,7 +52,7 @@ std::string_view VmSupervisor::word(State state) {
     return "unknown";
 }
 
-Result<void> VmSupervisor::start(handoff::NamedFds kept) {
+Result<void> VmSupervisor::start(handoff::NamedFds kept, const std::optional<RestoreRequest>& restore) {
     const auto adoption = driver_->adopt(kept);
     // Whoever it is may be on its way out, or in the middle of a switchover.
     if (!adoption) return Error(ErrorCode::kBusy, adoption.error().message);
@@ -59,7 +61,10 @@ Result<void> VmSupervisor::start(handoff::NamedFds kept) {
         return {};
     }
     adopted_ = *adoption == Adoption::kAdopted;
-    if (!adopted_) TRY(launch());
+    if (adopted_ && restore)
+        return Error(
+            ErrorCode::kBusy, "the guest runs already; stop it before another is restored in its place");
+    if (!adopted_) TRY(restore ? this->restore(*restore) : launch());
     if (const RunningVmm vmm = driver_->running(); adopted_)
         log_event({EventKind::kRecovered, config_.name, "", "", "",
             "adopted the VMM with pid " + std::to_string(vmm.pid) + " (" + vmm.binary.binary + ")"});
@@ -75,6 +80,19 @@ Result<void> VmSupervisor::launch() {
     log_event({EventKind::kStarted, config_.name, "", "", "source",
         "started in " + vmm.binary.binary + " " + vmm.binary.version + " (build-id " +
             short_build_id(vmm.binary.build_id) + "), pid " + std::to_string(vmm.pid)});
+    return {};
+}
+
+Result<void> VmSupervisor::restore(const RestoreRequest& request) {
+    TRY_ASSIGN(
+        restored_, driver_->restore(request, [this](const StartedVmm& vmm) { service_.shelter(vmm); }));
+    lazy_ = request.ram == RestoreRam::kLazy;
+    for (const std::string& note : restored_->notes)
+        spdlog::info("{}: {}", config_.name, note);
+    const RunningVmm vmm = driver_->running();
+    log_event({EventKind::kStarted, config_.name, "", "", "destination",
+        "restored from " + request.directory + " in " + vmm.binary.binary + " " + vmm.binary.version +
+            " (build-id " + short_build_id(vmm.binary.build_id) + "), pid " + std::to_string(vmm.pid)});
     return {};
 }
 
@@ -161,12 +179,13 @@ void VmSupervisor::handle(nlohmann::json request, std::shared_ptr<ControlReply> 
         const bool updating = abort_update();
         return reply->finish({{"update", updating ? nlohmann::json(update_id_) : nlohmann::json(nullptr)}});
     }
+    if (command == "save") return begin_save(request, std::move(reply));
     if (command == "stop") return begin_stop(request, std::move(reply));
     if (command == "reexec") return begin_reexec(reply);
     reply->fail({ErrorCode::kInvalid, "there is no command '" + command + "'"});
 }
 
-nlohmann::json VmSupervisor::status() const {
+nlohmann::json VmSupervisor::status() {
     nlohmann::json j = {{"name", config_.name}, {"state", word(state_)},
         {"supervisor", {{"pid", ::getpid()}, {"version", kVersion}}}, {"vcpus", config_.vcpus},
         {"driver", to_string(config_.driver)}, {"memory_bytes", config_.memory_bytes()},
@@ -189,6 +208,14 @@ nlohmann::json VmSupervisor::status() const {
             {"build_id", previous_->info.build_id}};
     if (state_ == State::kUpdating) j["update"] = {{"id", update_id_}, {"phase", update_phase_}};
     if (const auto last = history_.newest(1); !last.empty()) j["last_update"] = to_json(last.front());
+    if (restored_) {
+        j["restored"] = to_json(*restored_);
+        if (lazy_ && state_ == State::kRunning) {
+            const auto left = driver_->ram_to_fill();
+            j["restored"]["ram_to_fill"] = left ? nlohmann::json(*left) : nlohmann::json(nullptr);
+            lazy_ = !left || *left > 0;
+        }
+    }
     if (state_ == State::kLost) j["lost_reason"] = lost_why_;
     return j;
 }
@@ -317,7 +344,7 @@ void VmSupervisor::update_over(UpdateResult result, const std::shared_ptr<Contro
 }
 
 bool VmSupervisor::abort_update() {
-    if (state_ != State::kUpdating) return false;
+    if (!driver_is_busy()) return false;
     const uint64_t one = 1;
     static_cast<void>(::write(cancel_fd_.get(), &one, sizeof(one)));
     return true;

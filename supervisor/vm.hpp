@@ -28,7 +28,8 @@ public:
     // Adopts the VMM that still runs this guest, or starts one. `kept` is what a former supervisor has left
     // with the service manager; empty otherwise. Before the loop runs. kBusy: a VMM may run the guest and
     // cannot be adopted now; try again.
-    Result<void> start(handoff::NamedFds kept);
+    // `restore`: start the guest that was saved there, if it has to be started.
+    Result<void> start(handoff::NamedFds kept, const std::optional<RestoreRequest>& restore);
     // The control socket is there: tells the service manager so, and leaves the listening socket with it.
     void listen_on(int listener);
     // Ends the guest and then the loop: the guest is asked to power off, and given [policy] stop_timeout for
@@ -41,10 +42,11 @@ public:
     void handle(nlohmann::json request, std::shared_ptr<ControlReply> reply) override;
 
 private:
-    enum class State { kStarting, kRunning, kUpdating, kStopping, kStopped, kLost };
+    enum class State { kStarting, kRunning, kUpdating, kSaving, kStopping, kStopped, kLost };
     static std::string_view word(State state);
 
     Result<void> launch();
+    Result<void> restore(const RestoreRequest& request);
     void watch();
     void unwatch();
     void vmm_spoke();
@@ -52,13 +54,20 @@ private:
     void guest_did(const GuestNews& news);
     void restart_guest(const std::string& why);
 
-    nlohmann::json status() const;
+    nlohmann::json status();
     void begin_update(const nlohmann::json& request, std::shared_ptr<ControlReply> reply);
     Result<UpdateRequest> read_request(const nlohmann::json& request, UpdateKind kind);
     bool is_current(const UpdateRequest& request) const;
     void run_update(UpdateRequest request, std::shared_ptr<ControlReply> reply);
     void update_over(UpdateResult result, const std::shared_ptr<ControlReply>& reply);
-    bool abort_update(); // false: there is none
+    bool abort_update(); // of an update or a save; false: there is none
+
+    // vm_save.cpp
+    void begin_save(const nlohmann::json& request, std::shared_ptr<ControlReply> reply);
+    Result<SaveRequest> read_save_request(const nlohmann::json& request) const;
+    void save_over(const Result<SaveReport>& result, const std::shared_ptr<ControlReply>& reply);
+    // The driver is not ours but the update thread's.
+    bool driver_is_busy() const { return state_ == State::kUpdating || state_ == State::kSaving; }
 
     // vm_stop.cpp
     void begin_stop(const nlohmann::json& request, std::shared_ptr<ControlReply> reply);
@@ -92,7 +101,9 @@ private:
     std::vector<systemd::Source> vmm_sources_;
 
     bool adopted_ = false;
-    int listener_ = -1; // of the control socket; borrowed
+    std::optional<RestoreReport> restored_; // when this supervisor has done that
+    bool lazy_ = false;                     // its RAM may still be coming
+    int listener_ = -1;                     // of the control socket; borrowed
     systemd::Source status_timer_;
 
     std::vector<std::shared_ptr<ControlReply>> stop_replies_;

@@ -21,7 +21,7 @@ constexpr uint64_t kMostGuestMs = 3'600'000;
 
 void VmSupervisor::stop() {
     const bool again = state_ == State::kStopping;
-    const bool runs = state_ == State::kRunning || state_ == State::kUpdating;
+    const bool runs = state_ == State::kRunning || driver_is_busy();
     const auto guest_time = again ? milliseconds(0) : std::chrono::ceil<milliseconds>(config_.stop_timeout);
     if (runs && service_.is_being_restarted())
         log_event({EventKind::kRebooted, config_.name, "", "", "",
@@ -44,7 +44,7 @@ void VmSupervisor::stop_guest(milliseconds guest_time, Deadline vmm_deadline) {
     const bool waiting = state_ == State::kStopping;
     if (waiting && guest_time.count() > 0) return; // the first one's time counts
     if (waiting) return finish_stop("cut", vmm_deadline);
-    if (state_ == State::kUpdating) {
+    if (driver_is_busy()) {
         // The update has the VMM: its end comes first.
         abort_update();
         if (update_thread_.joinable()) update_thread_.join();

@@ -150,10 +150,15 @@ Result<handoff::Received> VmmProcess::await(
 Result<handoff::Received> VmmProcess::request(handoff::proto::Message message,
     const std::vector<handoff::FdToSend>& fds, handoff::proto::Message::BodyCase wanted, Deadline deadline,
     int cancel_fd) {
+    TRY(send(std::move(message), fds, deadline));
+    return await(wanted, deadline, cancel_fd);
+}
+
+Result<void> VmmProcess::send(
+    handoff::proto::Message message, const std::vector<handoff::FdToSend>& fds, Deadline deadline) {
     auto sent = channel_.send(std::move(message), fds, deadline);
     if (!sent && sent.error().code == ErrorCode::kPeerGone) return gone();
-    TRY(sent);
-    return await(wanted, deadline, cancel_fd);
+    return sent;
 }
 
 Result<void> VmmProcess::tell(handoff::proto::Message message) {

@@ -39,7 +39,9 @@ public:
     Result<handoff::Received> request(handoff::proto::Message message,
         const std::vector<handoff::FdToSend>& fds, handoff::proto::Message::BodyCase wanted,
         Deadline deadline, int cancel_fd = -1);
-    // The waiting half of request().
+    // The halves of request().
+    Result<void> send(
+        handoff::proto::Message message, const std::vector<handoff::FdToSend>& fds, Deadline deadline);
     Result<handoff::Received> await(
         handoff::proto::Message::BodyCase wanted, Deadline deadline, int cancel_fd = -1);
     Result<void> tell(handoff::proto::Message message);

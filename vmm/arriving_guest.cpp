@@ -12,6 +12,16 @@ namespace liveupdate::vmm {
 namespace {
 
 constexpr auto kReadyTime = std::chrono::seconds(2);
+constexpr uint64_t kTscTolerancePpm = 250; // what KVM itself takes for the same frequency
+
+// A saved guest reads the time off its TSC by the frequency that it has measured once.
+Result<void> check_tsc(uint64_t wanted, uint64_t here) {
+    const uint64_t apart = here > wanted ? here - wanted : wanted - here;
+    if (wanted == 0 || apart * 1'000'000 <= wanted * kTscTolerancePpm) return {};
+    return Error(ErrorCode::kRefused, "the guest was saved on a host whose TSC counts " +
+                                          std::to_string(wanted) + " kHz, and this one's " +
+                                          std::to_string(here) + "; its time would go wrong here");
+}
 
 } // namespace
 
@@ -38,7 +48,8 @@ ArrivingGuest::~ArrivingGuest() {
 Result<handoff::proto::Prepared> ArrivingGuest::prepare(handoff::PrepareOrder order) {
     TRY(quietly([&] { return build(order); }));
     handoff::proto::Prepared prepared;
-    if (order.populate) {
+    if (order.lazy_ram) TRY(begin_lazy_ram(order.fds));
+    if (order.populate && !order.lazy_ram) {
         const uint64_t before = monotonic_ns();
         TRY(quietly([&] { return parts_.machine->populate(parts_.manifest); }));
         prepared.set_populate_ns(monotonic_ns() - before);
@@ -53,7 +64,9 @@ Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
         return Error(ErrorCode::kRefused,
             "a machine of " + std::to_string(machine.vcpus()) + " vCPUs cannot be built");
     TRY_ASSIGN(const FixedState fixed, load_fixed_state(order.fixed_state, machine.vcpus()));
-    if (!fixed.to_take.empty()) {
+    if (order.saved_clocks) {
+        saved_clocks_ = order.saved_clocks;
+    } else if (!fixed.to_take.empty()) { // what a saved guest had open is gone
         TRY_ASSIGN(const UniqueFd source, handoff::take_fd(order.fds, "source-process"));
         TRY(take_from_source(source.get(), fixed.to_take, order.fds));
     }
@@ -68,10 +81,13 @@ Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
     plan.console = std::move(console);
     plan.fds = &order.fds;
     plan.kept = &parts_.fds;
+    if (saved_clocks_) plan.rings = virtio::FormerRings::kGone;
     TRY_ASSIGN(parts_.machine, Machine::build(std::move(plan)));
     parts_.machine->pit().expect_thaw(parts_.machine->vm());
     TRY(parts_.machine->add_vcpus(machine.vcpus()));
     TRY(parts_.machine->set_cpuid(fixed.cpuid));
+    TRY_ASSIGN(parts_.tsc_khz, parts_.machine->vcpus()[0]->tsc_khz());
+    if (saved_clocks_) TRY(check_tsc(fixed.tsc_khz, parts_.tsc_khz));
     for (size_t i = 0; i < fixed.tsc_offsets.size(); ++i)
         TRY(parts_.machine->vcpus()[i]->set_tsc_offset(fixed.tsc_offsets[i]));
     if (order.rehearse) {
@@ -91,6 +107,25 @@ Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
     return {};
 }
 
+// Before anything touches RAM: the parts are empty.
+Result<void> ArrivingGuest::begin_lazy_ram(handoff::NamedFds& fds) {
+    if (!saved_clocks_) return Error(ErrorCode::kProtocol, "RAM comes lazily only out of a file");
+    TRY_ASSIGN(UniqueFd file, handoff::take_fd(fds, "save"));
+    std::vector<LazyRam::Part> parts;
+    for (size_t i = 0; i < parts_.manifest.regions.size(); ++i) {
+        const handoff::RamRegion& region = parts_.manifest.regions[i];
+        const handoff::RamBlock& block = parts_.manifest.blocks[region.block];
+        if (!block.name.starts_with("ram")) continue;
+        if (block.kind == handoff::RamKind::kHugetlbfs)
+            return Error(ErrorCode::kUnsupported, "huge pages do not come lazily; restore without --lazy");
+        parts.push_back({block.name, region.offset, parts_.machine->ram(i)});
+    }
+    TRY_ASSIGN(parts_.lazy_ram,
+        LazyRam::begin(std::move(file), std::move(parts),
+            [&machine = *parts_.machine](std::string why) { machine.fault(std::move(why)); }));
+    return {};
+}
+
 Result<void> ArrivingGuest::rehearse(handoff::Incoming& in) {
     if (!trial_)
         return Error(ErrorCode::kProtocol, "no rehearsal was announced when this guest was prepared");
@@ -106,7 +141,9 @@ Result<void> ArrivingGuest::rehearse(handoff::Incoming& in) {
 }
 
 Result<void> ArrivingGuest::load(std::shared_ptr<handoff::Incoming> in) {
-    auto job = std::make_shared<LoadJob>(*parts_.machine, std::move(in));
+    const ClockShift shift =
+        saved_clocks_ ? ClockShift::since(saved_clocks_->monotonic_ns(), saved_clocks_->tsc()) : ClockShift();
+    auto job = std::make_shared<LoadJob>(*parts_.machine, std::move(in), shift);
     for (auto& vcpu : parts_.machine->vcpus())
         parts_.threads.push_back(std::make_unique<VcpuThread>(*parts_.machine, *vcpu, *baton_, me_));
     for (size_t i = 0; i < parts_.threads.size(); ++i)

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "handoff/guest.hpp"
@@ -23,9 +24,11 @@ public:
 
 private:
     Result<void> build(handoff::PrepareOrder& order);
+    Result<void> begin_lazy_ram(handoff::NamedFds& fds);
 
     handoff::Baton* baton_ = nullptr;
     handoff::Participant me_ = 0;
+    std::optional<handoff::proto::HostClocks> saved_clocks_;
     RunningGuest::Parts parts_;
     std::unique_ptr<Machine> trial_; // over RAM mapped copy on write, thrown away after the rehearsal
 };

@@ -14,7 +14,7 @@ constexpr int kMaxToTake = 128;
 } // namespace
 
 std::string save_fixed_state(const Cpuid& cpuid, const std::vector<std::unique_ptr<Vcpu>>& vcpus,
-    const std::vector<handoff::FdToSend>& to_take) {
+    const std::vector<handoff::FdToSend>& to_take, uint32_t tsc_khz) {
     state::FixedState message;
     for (const kvm_cpuid_entry2& e : cpuid) {
         auto& out = *message.add_cpuid();
@@ -28,6 +28,7 @@ std::string save_fixed_state(const Cpuid& cpuid, const std::vector<std::unique_p
     }
     for (const auto& vcpu : vcpus)
         if (const auto offset = vcpu->tsc_offset()) message.add_tsc_offset(*offset);
+    message.set_tsc_khz(tsc_khz);
     for (const handoff::FdToSend& each : to_take) {
         auto& out = *message.add_to_take();
         out.set_name(each.name);
@@ -49,6 +50,7 @@ Result<FixedState> load_fixed_state(const std::string& bytes, unsigned vcpus) {
                                            " io_urings of former updates still have requests in flight; wait "
                                            "until the disks have caught up");
     FixedState state;
+    state.tsc_khz = message.tsc_khz();
     for (const state::DescriptorToTake& in : message.to_take())
         state.to_take.push_back({in.name(), in.number()});
     for (const state::CpuidEntry& in : message.cpuid()) {

@@ -15,10 +15,11 @@ struct FixedState {
     Cpuid cpuid;                            // of vCPU 0
     std::vector<int64_t> tsc_offsets;       // by vCPU, or empty
     std::vector<handoff::FdToSend> to_take; // by their numbers in the source
+    uint32_t tsc_khz = 0;                   // 0: unknown
 };
 
 std::string save_fixed_state(const Cpuid& cpuid, const std::vector<std::unique_ptr<Vcpu>>& vcpus,
-    const std::vector<handoff::FdToSend>& to_take);
+    const std::vector<handoff::FdToSend>& to_take, uint32_t tsc_khz);
 
 // Takes each descriptor of `to_take` out of the process behind `source`, which the supervisor vouches for,
 // and adds it to `fds` under its name.

@@ -46,8 +46,8 @@ Result<void> load_devices(Machine& machine, handoff::Incoming& in) {
 
 } // namespace
 
-LoadJob::LoadJob(Machine& machine, std::shared_ptr<handoff::Incoming> in)
-    : machine_(machine), in_(std::move(in)) {}
+LoadJob::LoadJob(Machine& machine, std::shared_ptr<handoff::Incoming> in, ClockShift shift)
+    : machine_(machine), in_(std::move(in)), shift_(shift) {}
 
 bool LoadJob::arrive(Vcpu& vcpu) {
     if (!get_ready(vcpu)) return false;
@@ -87,7 +87,7 @@ Result<void> LoadJob::await_ready(Deadline deadline) const {
 }
 
 Result<bool> LoadJob::load(Vcpu& vcpu) {
-    auto registers = load_registers(vcpu, *in_);
+    auto registers = load_registers(vcpu, *in_, shift_);
     if (vcpu.index() == 0) {
         auto loaded = registers ? load_shared() : Result<void>(Error(registers.error()));
         shared_.store(loaded ? kLoaded : kFailed, std::memory_order_release);
@@ -96,8 +96,8 @@ Result<bool> LoadJob::load(Vcpu& vcpu) {
     }
     TRY(registers);
     TRY_ASSIGN(const size_t index, in_->find(kInterruptsSection, vcpu.index()));
-    TRY_ASSIGN(
-        const auto interrupts, parse_for<state::VcpuInterrupts>(*in_, index, kInterruptsSection, vcpu));
+    TRY_ASSIGN(auto interrupts, parse_for<state::VcpuInterrupts>(*in_, index, kInterruptsSection, vcpu));
+    shift_.move(interrupts);
     TRY(await_shared());
     TRY(vcpu.load_interrupts(interrupts));
     vcpu.note_pause(*registers);
@@ -108,9 +108,10 @@ Result<bool> LoadJob::load(Vcpu& vcpu) {
     return taken;
 }
 
-Result<state::Vcpu> LoadJob::load_registers(Vcpu& vcpu, handoff::Incoming& in) {
+Result<state::Vcpu> LoadJob::load_registers(Vcpu& vcpu, handoff::Incoming& in, ClockShift shift) {
     TRY_ASSIGN(const size_t index, in.find(kVcpuSection, vcpu.index()));
     TRY_ASSIGN(state::Vcpu message, parse_for<state::Vcpu>(in, index, kVcpuSection, vcpu));
+    shift.move(message);
     TRY(vcpu.load_registers(message));
     TRY(in.loaded(index));
     return message;
@@ -118,10 +119,12 @@ Result<state::Vcpu> LoadJob::load_registers(Vcpu& vcpu, handoff::Incoming& in) {
 
 Result<void> LoadJob::load_shared() {
     TRY_ASSIGN(const size_t index, in_->find(kVmSection, 0));
-    TRY_ASSIGN(const state::Vm vm, parse_vm(*in_, index));
+    TRY_ASSIGN(state::Vm vm, parse_vm(*in_, index));
+    shift_.move(vm);
     TRY(load_vm(machine_.vm(), vm));
     pit_ = vm.pit();
     TRY(load_devices(machine_, *in_));
+    machine_.acpi_pm().move_clock(shift_.monotonic_ns);
     TRY(in_->loaded(index));
     return {};
 }
@@ -137,7 +140,7 @@ Result<void> LoadJob::await_shared() {
 Result<std::vector<state::Vcpu>> LoadJob::load_all(Machine& machine, handoff::Incoming& in) {
     std::vector<state::Vcpu> registers;
     for (const auto& vcpu : machine.vcpus()) {
-        TRY_ASSIGN(state::Vcpu message, load_registers(*vcpu, in));
+        TRY_ASSIGN(state::Vcpu message, load_registers(*vcpu, in, {}));
         registers.push_back(std::move(message));
     }
     TRY_ASSIGN(const size_t index, in.find(kVmSection, 0));

@@ -9,13 +9,15 @@
 #include <vector>
 
 #include "handoff/transfer.hpp"
+#include "vmm/kvm/clock_shift.hpp"
 #include "vmm/machine.hpp"
 
 namespace liveupdate::vmm {
 
 class LoadJob {
 public:
-    LoadJob(Machine& machine, std::shared_ptr<handoff::Incoming> in);
+    // `shift`: of a guest that comes out of a file.
+    LoadJob(Machine& machine, std::shared_ptr<handoff::Incoming> in, ClockShift shift);
 
     // On the vCPU's own thread. True when this process owns the guest and the vCPU may enter it.
     bool arrive(Vcpu& vcpu);
@@ -29,12 +31,13 @@ private:
     enum Shared : uint32_t { kWaiting, kLoaded, kFailed };
     bool get_ready(Vcpu& vcpu);
     Result<bool> load(Vcpu& vcpu);
-    static Result<state::Vcpu> load_registers(Vcpu& vcpu, handoff::Incoming& in);
+    static Result<state::Vcpu> load_registers(Vcpu& vcpu, handoff::Incoming& in, ClockShift shift);
     Result<void> load_shared();
     Result<void> await_shared();
 
     Machine& machine_;
     std::shared_ptr<handoff::Incoming> in_;
+    const ClockShift shift_;
     std::atomic<uint32_t> ready_{0}; // vCPUs that have tried to get ready
     mutable std::mutex error_mutex_;
     std::optional<Error> error_;

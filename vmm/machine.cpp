@@ -85,7 +85,7 @@ Result<void> Machine::add_virtio(Plan& plan) {
         plan.ram == handoff::MapMode::kPrivate ? Purpose::kTrial : Purpose::kLive);
     handoff::NamedFds none;
     TRY(virtio_->build(plan.manifest->machine, plan.fds != nullptr ? *plan.fds : none,
-        plan.kept != nullptr ? *plan.kept : none));
+        plan.kept != nullptr ? *plan.kept : none, plan.rings));
     console_frontend_ = virtio_->console_frontend();
     if (console_frontend_ == nullptr) {
         console_frontend_ = &serial_;
@@ -119,6 +119,53 @@ Result<void> Machine::populate(const handoff::Manifest& manifest) const {
         if (system_.extension(kCapPreFaultMemory) == 0 || vcpus_.empty()) continue;
         for (const handoff::DataRange& range : handoff::data_ranges(file, region.offset, region.size))
             TRY(vcpus_[0]->pre_fault(region.gpa + (range.offset - region.offset), range.size));
+    }
+    return {};
+}
+
+Result<void> Machine::begin_write_log(const handoff::Manifest& manifest) {
+    memory_->write_log().begin(memory_->pages());
+    for (uint32_t i = 0; i < ram_.size(); ++i)
+        if (!manifest.regions[i].read_only)
+            TRY(vm_.log_writes(
+                i, manifest.regions[i].gpa, ram_[i].size(), ram_[i].data(), Vm::WriteLogging::kOn));
+    return {};
+}
+
+void Machine::end_write_log(const handoff::Manifest& manifest) {
+    memory_->write_log().end();
+    for (uint32_t i = 0; i < ram_.size(); ++i)
+        if (!manifest.regions[i].read_only)
+            static_cast<void>(vm_.log_writes(
+                i, manifest.regions[i].gpa, ram_[i].size(), ram_[i].data(), Vm::WriteLogging::kOff));
+}
+
+Result<void> Machine::collect_writes(const handoff::Manifest& manifest, const handoff::WriteMap& map) {
+    const auto set = [&](const handoff::RamRegion& region, uint64_t page) {
+        const uint64_t in_block = region.offset / kPageSize + page;
+        map.of(region.block)[in_block / 8] |= static_cast<uint8_t>(1u << in_block % 8);
+    };
+    std::vector<uint64_t> first; // of each region that devices see, in their count
+    uint64_t pages = 0;
+    for (const MemoryRegion& region : memory_->regions()) {
+        first.push_back(pages);
+        pages += region.size / kPageSize;
+    }
+    memory_->write_log().collect([&](uint64_t page) {
+        const auto after = std::upper_bound(first.begin(), first.end(), page);
+        const auto which = static_cast<size_t>(after - first.begin()) - 1;
+        const uint64_t gpa = memory_->regions()[which].gpa + (page - first[which]) * kPageSize;
+        for (const handoff::RamRegion& region : manifest.regions)
+            if (gpa >= region.gpa && gpa - region.gpa < region.size)
+                set(region, (gpa - region.gpa) / kPageSize);
+    });
+    for (uint32_t i = 0; i < ram_.size(); ++i) {
+        if (manifest.regions[i].read_only) continue;
+        std::vector<uint64_t> bits((ram_[i].size() / kPageSize + 63) / 64);
+        TRY(vm_.take_writes(i, bits));
+        for (size_t word = 0; word < bits.size(); ++word)
+            for (uint64_t rest = bits[word], bit = 0; rest != 0; rest >>= 1, ++bit)
+                if ((rest & 1) != 0) set(manifest.regions[i], word * 64 + bit);
     }
     return {};
 }

@@ -11,6 +11,7 @@
 #include "handoff/channel.hpp"
 #include "handoff/guest.hpp"
 #include "handoff/manifest.hpp"
+#include "handoff/write_map.hpp"
 #include "vmm/boot/memory_map.hpp"
 #include "vmm/boot/platform.hpp"
 #include "vmm/devices/acpi_pm.hpp"
@@ -49,6 +50,7 @@ public:
         // Back ends of devices are taken out of `fds`, duplicates go to `kept`; not for a trial.
         handoff::NamedFds* fds = nullptr;
         handoff::NamedFds* kept = nullptr;
+        virtio::FormerRings rings = virtio::FormerRings::kCarried;
     };
 
     // Maps RAM, makes the VM and the devices; vCPUs come with add_vcpus().
@@ -64,6 +66,12 @@ public:
     // for what there is not.
     Result<void> boot(const handoff::Manifest& manifest, int kernel_fd, int initrd_fd);
 
+    // Logs what is written to RAM from now on, by vCPUs, KVM and devices. The session's thread.
+    Result<void> begin_write_log(const handoff::Manifest& manifest);
+    void end_write_log(const handoff::Manifest& manifest);
+    // Adds what was written since the last time to `map`.
+    Result<void> collect_writes(const handoff::Manifest& manifest, const handoff::WriteMap& map);
+
     const KvmSystem& system() const { return system_; }
     Vm& vm() { return vm_; }
     PitKeeper& pit() { return pit_; }
@@ -78,6 +86,8 @@ public:
     // Devices that have state, by the order of their sections.
     const std::vector<Device*>& saved_devices() const { return saved_devices_; }
     WitnessSlot* witness(unsigned vcpu) const;
+    // Where region `index` of the manifest is mapped.
+    std::span<std::byte> ram(size_t index) const { return ram_[index].bytes(); }
 
     // What this machine's state consists of: each vCPU's two sections, the VM's, then the devices'.
     std::vector<handoff::SectionInfo> sections() const;

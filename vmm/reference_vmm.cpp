@@ -79,6 +79,9 @@ ReferenceVmm::ReferenceVmm(const std::string& version) {
     for (const std::string& name : cpu_template_names())
         offer_.add_cpu_templates(name);
     offer_.add_capabilities("rehearse");
+    offer_.add_capabilities("restore");
+    offer_.add_capabilities("track-writes");
+    offer_.add_capabilities("lazy-ram");
     for (const char* kind : {kVcpuSection, kInterruptsSection, kVmSection})
         add_support(offer_, kind, kStateVersion, kStateVersion);
     add_device_support(offer_);
@@ -111,6 +114,7 @@ Result<std::unique_ptr<handoff::SourceGuest>> ReferenceVmm::launch(handoff::Laun
     TRY(parts.machine->add_vcpus(wanted.vcpus()));
     TRY_ASSIGN(parts.cpuid, make_cpuid(system, *parts.machine->vcpus()[0], wanted));
     TRY(parts.machine->set_cpuid(parts.cpuid));
+    TRY_ASSIGN(parts.tsc_khz, parts.machine->vcpus()[0]->tsc_khz());
     TRY(parts.machine->boot(order.manifest, kernel.get(), initrd.get()));
     for (auto& vcpu : parts.machine->vcpus())
         parts.threads.push_back(std::make_unique<VcpuThread>(*parts.machine, *vcpu, *order.baton, order.me));

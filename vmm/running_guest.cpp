@@ -11,6 +11,8 @@
 namespace liveupdate::vmm {
 namespace {
 
+constexpr uint64_t kMib = uint64_t{1} << 20;
+
 constexpr auto kLastWordsTime = std::chrono::milliseconds(500); // for a console that takes nothing
 
 // What the guest still waits for in this process's hands; after that the kernel ends what it has not begun,
@@ -29,13 +31,19 @@ RunningGuest::~RunningGuest() {
 Result<handoff::GuestDescription> RunningGuest::describe() {
     if (machine().ended())
         return Error(ErrorCode::kRefused, "the guest has ended; there is nothing to hand over");
+    // The next process would find zeros where RAM has not come yet.
+    if (const uint64_t left = parts_.lazy_ram ? parts_.lazy_ram->bytes_left() : 0; left > 0)
+        return Error(
+            ErrorCode::kBusy, std::to_string((left + kMib - 1) / kMib) +
+                                  " MiB of the guest's RAM have yet to come from its save; try again");
+    parts_.lazy_ram.reset();
     updating_ = true;
     machine().pit().expect_freeze(machine().vm());
     machine().console().freeze_client();
     handoff::GuestDescription description;
     description.sections = machine().sections();
     const auto to_take = machine().virtio().carried();
-    description.fixed_state = save_fixed_state(parts_.cpuid, machine().vcpus(), to_take);
+    description.fixed_state = save_fixed_state(parts_.cpuid, machine().vcpus(), to_take, parts_.tsc_khz);
     if (!to_take.empty()) ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY); // where Yama asks for it
     if (const int client = machine().console().client_fd(); client >= 0)
         description.fds.push_back({"console-client", client});
@@ -45,7 +53,8 @@ Result<handoff::GuestDescription> RunningGuest::describe() {
 Result<void> RunningGuest::save(handoff::Outgoing& out, Deadline deadline) {
     machine().virtio().hold(); // at once: they have stopped by the time the vCPUs have
     TRY(machine().console().hold(deadline));
-    job_ = std::make_shared<SaveJob>(machine(), out, deadline);
+    const auto last_writes = [this] { return writes_ ? collect_writes() : Result<void>(); };
+    job_ = std::make_shared<SaveJob>(machine(), out, deadline, last_writes);
     for (const auto& thread : parts_.threads)
         thread->ask_stop(job_);
     auto saved = job_->wait(deadline);
@@ -64,7 +73,21 @@ void RunningGuest::resume() {
     if (updating_) machine().console().freeze_client();
 }
 
+Result<void> RunningGuest::begin_write_log(handoff::WriteMap map) {
+    TRY(machine().begin_write_log(parts_.manifest));
+    writes_.emplace(std::move(map));
+    return {};
+}
+
+Result<void> RunningGuest::collect_writes() {
+    if (!writes_) return Error(ErrorCode::kProtocol, "writes are not being tracked");
+    writes_->clear();
+    return machine().collect_writes(parts_.manifest, *writes_);
+}
+
 void RunningGuest::update_over() {
+    if (writes_) machine().end_write_log(parts_.manifest);
+    writes_.reset();
     updating_ = false;
     machine().pit().expect_none();
     ::prctl(PR_SET_PTRACER, 0);
@@ -89,6 +112,7 @@ handoff::proto::Status RunningGuest::status() {
         status.add_vcpu_cpu_ns(thread->cpu_ns());
     }
     status.set_exits(exits);
+    status.set_ram_to_fill(parts_.lazy_ram ? parts_.lazy_ram->bytes_left() : 0);
     if (const auto offset = machine().vcpus()[0]->tsc_offset()) status.set_tsc_offset(*offset);
     status.set_dropped_console_bytes(machine().console_frontend().dropped_output());
     return status;

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "handoff/guest.hpp"
+#include "vmm/lazy_ram.hpp"
 #include "vmm/machine.hpp"
 #include "vmm/save_job.hpp"
 #include "vmm/vcpu_thread.hpp"
@@ -19,8 +21,10 @@ public:
         handoff::Manifest manifest;
         handoff::NamedFds fds; // "kvm" and what the console is made of: kept for a new supervisor
         Cpuid cpuid;
+        uint32_t tsc_khz = 0; // of the host; a vCPU that runs cannot be asked
         std::unique_ptr<Machine> machine;
-        VcpuThreads threads; // one for each vCPU, started or about to be
+        std::unique_ptr<LazyRam> lazy_ram; // of a guest that was restored so; ends before the machine
+        VcpuThreads threads;               // one for each vCPU, started or about to be
     };
     explicit RunningGuest(Parts parts);
     ~RunningGuest() override;
@@ -29,6 +33,8 @@ public:
     Result<void> save(handoff::Outgoing& out, Deadline deadline) override;
     void resume() override;
     void update_over() override;
+    Result<void> begin_write_log(handoff::WriteMap map) override;
+    Result<void> collect_writes() override;
     void let_go() override;
 
     handoff::proto::Status status() override;
@@ -48,6 +54,7 @@ private:
     Parts parts_;
     std::shared_ptr<SaveJob> job_;
     bool updating_ = false;
+    std::optional<handoff::WriteMap> writes_; // while they are logged
 };
 
 } // namespace liveupdate::vmm

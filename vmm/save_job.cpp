@@ -5,8 +5,10 @@
 
 namespace liveupdate::vmm {
 
-SaveJob::SaveJob(Machine& machine, handoff::Outgoing& out, Deadline deadline)
-    : machine_(machine), out_(out), deadline_(deadline), vcpus_(machine.vcpus().size()) {}
+SaveJob::SaveJob(
+    Machine& machine, handoff::Outgoing& out, Deadline deadline, std::function<Result<void>()> stands)
+    : machine_(machine), out_(out), deadline_(deadline), stands_(std::move(stands)),
+      vcpus_(machine.vcpus().size()) {}
 
 void SaveJob::run(Vcpu& vcpu) {
     begun_.fetch_add(1);
@@ -38,6 +40,7 @@ Result<void> SaveJob::save(Vcpu& vcpu) {
 // Until here other vCPUs could still send interrupts, so nothing that receives them has been read.
 Result<void> SaveJob::save_shared() {
     TRY(machine_.virtio().await_held(deadline_)); // and no device can raise an interrupt either
+    TRY(stands_());
     TRY_ASSIGN(const size_t section, out_.find(kVmSection, 0));
     state::Vm vm;
     TRY(save_vm(machine_.vm(), machine_.pit(), vm));

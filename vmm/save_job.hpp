@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <mutex>
 #include <optional>
 
@@ -15,7 +16,9 @@ class SaveJob final : public StopJob {
 public:
     // The machine's virtio devices have been told to hold. Borrowed objects outlive finished() == true, or
     // cancel() and the threads' resume.
-    SaveJob(Machine& machine, handoff::Outgoing& out, Deadline deadline);
+    // `stands` is called once, on a vCPU's thread, when nothing writes to RAM any more.
+    SaveJob(
+        Machine& machine, handoff::Outgoing& out, Deadline deadline, std::function<Result<void>()> stands);
 
     void run(Vcpu& vcpu) override;
 
@@ -37,6 +40,7 @@ private:
     Machine& machine_;
     handoff::Outgoing& out_;
     const Deadline deadline_;
+    const std::function<Result<void>()> stands_;
     const size_t vcpus_;
     std::atomic<size_t> arrived_{0};
     std::atomic<uint32_t> barrier_{kClosed};

@@ -92,11 +92,11 @@ Result<std::vector<virtio::Tap>> take_taps(
 
 } // namespace
 
-Result<void> VirtioDevices::build(
-    const handoff::proto::Machine& machine, handoff::NamedFds& fds, handoff::NamedFds& kept) {
+Result<void> VirtioDevices::build(const handoff::proto::Machine& machine, handoff::NamedFds& fds,
+    handoff::NamedFds& kept, virtio::FormerRings rings) {
     uint32_t disks = 0;
     for (const auto& disk : machine.disks())
-        TRY(add_disk(disk, disks++, fds, kept));
+        TRY(add_disk(disk, disks++, fds, kept, rings));
     uint32_t nets = 0;
     for (const auto& net : machine.nets())
         TRY(add_net(net, nets++, fds, kept));
@@ -109,8 +109,8 @@ Result<void> VirtioDevices::build(
     return {};
 }
 
-Result<void> VirtioDevices::add_disk(
-    const handoff::proto::Disk& disk, uint32_t instance, handoff::NamedFds& fds, handoff::NamedFds& kept) {
+Result<void> VirtioDevices::add_disk(const handoff::proto::Disk& disk, uint32_t instance,
+    handoff::NamedFds& fds, handoff::NamedFds& kept, virtio::FormerRings rings) {
     TRY(check_disk(disk, instance));
     TRY_ASSIGN(const auto place, next_place());
     virtio::Blk::Config config;
@@ -124,6 +124,7 @@ Result<void> VirtioDevices::add_disk(
     std::optional<virtio::Blk::BackEnd> back_end;
     if (live()) {
         back_end.emplace();
+        back_end->former_rings = rings;
         TRY_ASSIGN(back_end->file, handoff::take_fd(fds, disk.name()));
         TRY_ASSIGN(kept[disk.name()], fd::dup(back_end->file.get()));
         TRY_ASSIGN(back_end->rings, take_rings(disk.name(), fds));

@@ -9,6 +9,7 @@
 #include "handoff/manifest.hpp"
 #include "vmm/devices/console.hpp"
 #include "vmm/devices/mmio_bus.hpp"
+#include "vmm/devices/virtio/former_rings.hpp"
 #include "vmm/devices/virtio/virtio_device.hpp"
 #include "vmm/kvm/irq_line.hpp"
 #include "vmm/kvm/vm.hpp"
@@ -30,8 +31,8 @@ public:
     // The devices that `machine` names, by rising slot: the same order for every VMM of the guest. A live
     // machine's back ends are taken out of `fds`; what the supervisor gave is duplicated into `kept`, for a
     // supervisor that comes later.
-    Result<void> build(
-        const handoff::proto::Machine& machine, handoff::NamedFds& fds, handoff::NamedFds& kept);
+    Result<void> build(const handoff::proto::Machine& machine, handoff::NamedFds& fds,
+        handoff::NamedFds& kept, virtio::FormerRings rings);
 
     const std::vector<std::unique_ptr<virtio::VirtioDevice>>& all() const { return devices_; }
     // The device that the console was connected to; null when there is none among these.
@@ -49,8 +50,8 @@ public:
     std::string await_rest(Deadline deadline) const;
 
 private:
-    Result<void> add_disk(
-        const handoff::proto::Disk& disk, uint32_t instance, handoff::NamedFds& fds, handoff::NamedFds& kept);
+    Result<void> add_disk(const handoff::proto::Disk& disk, uint32_t instance, handoff::NamedFds& fds,
+        handoff::NamedFds& kept, virtio::FormerRings rings);
     Result<void> add_net(
         const handoff::proto::Net& net, uint32_t instance, handoff::NamedFds& fds, handoff::NamedFds& kept);
     Result<void> add_rng();

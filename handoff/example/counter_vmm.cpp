@@ -131,6 +131,12 @@ public:
 
     void resume() override { vcpu_->run(); }
     void update_over() override {}
+    Result<void> begin_write_log(handoff::WriteMap) override {
+        return Error(ErrorCode::kUnsupported, "this guest's writes cannot be tracked");
+    }
+    Result<void> collect_writes() override {
+        return Error(ErrorCode::kUnsupported, "this guest's writes cannot be tracked");
+    }
     void let_go() override { vcpu_.reset(); }
 
     proto::Status status() override {

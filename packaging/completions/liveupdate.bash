@@ -39,6 +39,12 @@ _liveupdate_with_history() {
     done
 }
 
+# The folders that `current` begins.
+_liveupdate_folders() {
+    compopt -o filenames 2>/dev/null
+    mapfile -t COMPREPLY < <(compgen -d -- "$current")
+}
+
 _liveupdate() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} program=${COMP_WORDS[0]}
     local command='' word words=''
@@ -63,7 +69,11 @@ _liveupdate() {
             ;;
         history) words=$(_liveupdate_with_history) ;;
         status) words=$(_liveupdate_running; _liveupdate_configured) ;;
-        now | plan | rollback | abort | reload | stop | console) words=$(_liveupdate_running) ;;
+        now | plan | rollback | abort | reload | stop | console | save)
+            words=$(_liveupdate_running)
+            if [[ $command == save && $previous != save && $previous != -* ]]; then words='' _liveupdate_folders; fi
+            ;;
+        restore) _liveupdate_folders ;;
         esac
     fi
     mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -W "$words" -- "$current" | sort -u)

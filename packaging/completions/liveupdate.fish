@@ -44,9 +44,10 @@ end
 complete -c liveupdate -f
 complete -c liveupdate -n 'not __fish_seen_subcommand_from (__liveupdate_commands | cut -f 1)' -a '(__liveupdate_commands)'
 complete -c liveupdate -n 'string match -q -- "-*" (commandline -ct)' -a '(__liveupdate_options)'
-complete -c liveupdate -n '__fish_seen_subcommand_from now plan rollback abort reload stop console status' -a '(__liveupdate_running)'
+complete -c liveupdate -n '__fish_seen_subcommand_from now plan rollback abort reload stop console status save' -a '(__liveupdate_running)'
 complete -c liveupdate -n '__fish_seen_subcommand_from start status' -a '(__liveupdate_configured)'
 complete -c liveupdate -n '__fish_seen_subcommand_from start' -F
+complete -c liveupdate -n '__fish_seen_subcommand_from save restore' -a '(__fish_complete_directories (commandline -ct))'
 complete -c liveupdate -n '__fish_seen_subcommand_from history' -a '(__liveupdate_with_history)'
 complete -c liveupdate -l way -x -n '__fish_seen_subcommand_from now plan rollback' -a 'x-ignore-shared cpr-transfer postcopy'
 complete -c liveupdate -l qmp -r -F -n '__fish_seen_subcommand_from adopt'

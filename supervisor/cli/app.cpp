@@ -56,6 +56,7 @@ ExitCode parse_and_run(CliIo& io, std::vector<std::string> arguments) {
     add_inspect_commands(app, chosen);
     add_lifecycle_commands(app, chosen);
     add_adopt_command(app, chosen);
+    add_save_commands(app, chosen);
     add_console_command(app, chosen);
     add_doctor_command(app, chosen);
     add_version_command(app, chosen);

@@ -19,6 +19,7 @@ void add_inspect_commands(CLI::App& app, Action& chosen);   // list, status, his
 void add_update_commands(CLI::App& app, Action& chosen);    // now, plan, abort, rollback
 void add_rollout_commands(CLI::App& app, Action& chosen);   // reload, rollout
 void add_adopt_command(CLI::App& app, Action& chosen);
+void add_save_commands(CLI::App& app, Action& chosen); // save, restore
 void add_console_command(CLI::App& app, Action& chosen);
 void add_doctor_command(CLI::App& app, Action& chosen);
 

@@ -63,17 +63,20 @@ std::string find_supervisor_program() {
     return !beside.empty() && ::access(beside.c_str(), X_OK) == 0 ? beside : kInstalled;
 }
 
-Result<SupervisorProcess> SupervisorProcess::spawn(
-    const std::string& program, const std::string& config_path, const std::string& log_path) {
+Result<SupervisorProcess> SupervisorProcess::spawn(const std::string& program, const std::string& config_path,
+    const std::string& log_path, const std::vector<std::string>& more) {
     TRY_ASSIGN(const UniqueFd log, fd::open(log_path, O_WRONLY | O_CREAT | O_APPEND, 0640));
     struct stat status {};
     if (::fstat(log.get(), &status) < 0) return Error::from_errno("stat " + log_path);
 
     const SpawnPlan plan(log.get());
-    const char* const arguments[] = {program.c_str(), "--config", config_path.c_str(), nullptr};
+    std::vector<const char*> arguments = {program.c_str(), "--config", config_path.c_str()};
+    for (const std::string& argument : more)
+        arguments.push_back(argument.c_str());
+    arguments.push_back(nullptr);
     SupervisorProcess process;
     const int problem = ::posix_spawn(&process.pid_, program.c_str(), &plan.actions, &plan.attributes,
-        const_cast<char* const*>(arguments), environ);
+        const_cast<char* const*>(arguments.data()), environ);
     if (problem != 0) return missing(program, problem);
     process.log_path_ = log_path;
     process.log_start_ = static_cast<size_t>(status.st_size);

@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "handoff/base/result.hpp"
 
@@ -16,9 +17,9 @@ std::string find_supervisor_program();
 // A supervisor in a session of its own, which lives on when this process ends.
 class SupervisorProcess {
 public:
-    // Standard input from /dev/null, the outputs appended to `log_path`.
-    static Result<SupervisorProcess> spawn(
-        const std::string& program, const std::string& config_path, const std::string& log_path);
+    // Standard input from /dev/null, the outputs appended to `log_path`; `more` follows --config.
+    static Result<SupervisorProcess> spawn(const std::string& program, const std::string& config_path,
+        const std::string& log_path, const std::vector<std::string>& more = {});
 
     // Once it has ended: its exit status, or 128 and the signal. Never blocks.
     std::optional<int> ended();

@@ -246,4 +246,14 @@ UpdateResult QemuDriver::update(UpdateRequest request, std::string id, const Upd
     return result;
 }
 
+Result<SaveReport> QemuDriver::save(SaveRequest, const UpdateHooks&) {
+    return Error(
+        ErrorCode::kUnsupported, "guests of QEMU cannot be saved; only those of the native driver can");
+}
+
+Result<RestoreReport> QemuDriver::restore(const RestoreRequest&, const Shelter&) {
+    return Error(
+        ErrorCode::kUnsupported, "guests of QEMU cannot be restored; only those of the native driver can");
+}
+
 } // namespace liveupdate::supervisor::qemu

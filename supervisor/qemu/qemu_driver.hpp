@@ -19,6 +19,8 @@ public:
 
     Result<Adoption> adopt(const handoff::NamedFds& kept) override;
     Result<void> launch(const Shelter& shelter) override;
+    Result<RestoreReport> restore(const RestoreRequest& request, const Shelter& shelter) override;
+    std::optional<uint64_t> ram_to_fill() override { return 0; }
     RunningVmm running() const override;
     std::vector<int> watched() const override;
     bool take_news(std::deque<GuestNews>& news) override;
@@ -29,6 +31,7 @@ public:
     std::string how_it_ended() const override { return vmm_.how_it_ended(); }
     std::vector<handoff::FdToSend> keepsakes() const override;
     UpdateResult update(UpdateRequest request, std::string id, const UpdateHooks& hooks) override;
+    Result<SaveReport> save(SaveRequest request, const UpdateHooks& hooks) override;
 
 private:
     Result<void> start_pinned(const OpenBinary& binary, const Shelter& shelter);

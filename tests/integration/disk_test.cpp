@@ -98,6 +98,38 @@ TEST_CASE("32 requests in flight through the page cache go through updates, each
     check_updates(fresh_disk(folder), "direct = false\n", updates());
 }
 
+// Stopped by its save and restored, over and over, by either build: each request is carried out, also those
+// that were in flight and whose io_uring ended with the VMM.
+void check_saves(const std::string& path, const std::string& more, const nlohmann::json& way) {
+    TemporaryFolder saves;
+    const auto vm = started(with_disk(path, more));
+    for (unsigned n = 0; n < 6; ++n) {
+        const uint64_t completed = read_field(disk_of(*vm).completed);
+        REQUIRE(LiveVm::eventually([&] { return read_field(disk_of(*vm).completed) > completed + 64; }));
+        nlohmann::json request = {{"command", "save"}, {"directory", saves.at("saved")}, {"stop", true}};
+        request.update(way);
+        const auto report = vm->call(request);
+        REQUIRE_MESSAGE(report, report.error().message);
+        CHECK(vm->await_supervisor_end() == 0);
+        const auto restored =
+            vm->restore(saves.at("saved"), n % 2 == 0 ? "liveupdate-vmm-next" : "liveupdate-vmm");
+        REQUIRE_MESSAGE(restored, restored.error().message);
+    }
+    check_content(*vm, path);
+}
+
+TEST_CASE("32 requests in flight on a file go through saves and restores, none lost") {
+    NEEDS_KVM();
+    TemporaryFolder folder;
+    check_saves(fresh_disk(folder), "direct = true\n", {{"live", false}});
+}
+
+TEST_CASE("32 requests in flight on a file go through saves under the running guest, none lost") {
+    NEEDS_KVM();
+    TemporaryFolder folder;
+    check_saves(fresh_disk(folder), "direct = false\n", {{"live", true}});
+}
+
 TEST_CASE("32 requests in flight on a disk of 200 ms go through updates that do not wait for it") {
     NEEDS_KVM();
     if (const std::string why = SlowDisk::why_none(); !why.empty()) {
@@ -108,6 +140,18 @@ TEST_CASE("32 requests in flight on a disk of 200 ms go through updates that do 
     const SlowDisk slow(fresh_disk(folder), kDiskBytes, folder.at("nbd.sock"));
     REQUIRE(slow.up());
     check_updates(slow.path(), "direct = true\n", updates());
+}
+
+TEST_CASE("32 requests in flight on a disk of 200 ms go through saves and restores, none lost") {
+    NEEDS_KVM();
+    if (const std::string why = SlowDisk::why_none(); !why.empty()) {
+        std::printf("SKIPPED: %s\n", why.c_str());
+        return;
+    }
+    TemporaryFolder folder;
+    const SlowDisk slow(fresh_disk(folder), kDiskBytes, folder.at("nbd.sock"));
+    REQUIRE(slow.up());
+    check_saves(slow.path(), "direct = true\n", {{"live", true}});
 }
 
 TEST_CASE("a source that is killed leaves its requests to the destination") {

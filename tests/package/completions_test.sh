@@ -33,6 +33,8 @@ check() {
         [[ $(offers liveupdate "$command" '') == web1 ]] || fail "$1: $command: $(offers liveupdate "$command" '')"
     done
     [[ $(offers liveupdate now --way post) == postcopy ]] || fail "$1: --way: $(offers liveupdate now --way post)"
+    [[ $(offers liveupdate save we) == web1 ]] || fail "$1: save: $(offers liveupdate save we)"
+    [[ $(offers liveupdate restore fold | tr -d /) == folder1 ]] || fail "$1: restore: $(offers liveupdate restore fold)"
     [[ $(offers liveupdate now --all web) == web1 ]] || fail "$1: after an option"
     [[ $(offers liveupdate start stop) == stopped ]] || fail "$1: start: $(offers liveupdate start stop)"
     [[ $(offers liveupdate history '') == gone ]] || fail "$1: history: $(offers liveupdate history '')"
@@ -40,6 +42,7 @@ check() {
 }
 
 bash_file=$(installed bash-completion/completions/liveupdate)
+mkdir "$work/vms/folder1"
 cd "$work/vms" # where no file's name gets among the others
 offers() {
     bash --norc -c '. "$1"; shift; COMP_WORDS=("$@") COMP_CWORD=$(( $# - 1 ))

@@ -100,7 +100,17 @@ Result<std::unique_ptr<LiveVm>> LiveVm::start(LiveVmOptions options) {
     return vm;
 }
 
-Result<void> LiveVm::start_supervisor() {
+Result<void> LiveVm::restore(
+    const std::string& directory, const std::string& binary, const std::vector<std::string>& more) {
+    if (!binary.empty()) options_.vmm = program(binary);
+    std::ofstream(directory_ + "/config/vm.toml") << toml(options_);
+    std::vector<std::string> arguments = {"--restore", directory};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    TRY(start_supervisor(arguments));
+    return map_guest();
+}
+
+Result<void> LiveVm::start_supervisor(const std::vector<std::string>& more) {
     const Paths paths = paths_in(directory_);
     const std::string log = directory_ + "/supervisor.log";
     std::vector<std::string> variables = {"LIVEUPDATE_RUNTIME_DIR=" + paths.runtime_dir,
@@ -113,13 +123,18 @@ Result<void> LiveVm::start_supervisor() {
         environment.push_back(v.data());
     environment.push_back(nullptr);
     std::string path = program("liveupdated"), option = "--config", config = paths.config("vm");
-    char* argv[] = {path.data(), option.data(), config.data(), nullptr};
+    std::vector<char*> argv = {path.data(), option.data(), config.data()};
+    std::vector<std::string> rest = more;
+    for (std::string& argument : rest)
+        argv.push_back(argument.data());
+    argv.push_back(nullptr);
     posix_spawn_file_actions_t actions;
     ::posix_spawn_file_actions_init(&actions);
     ::posix_spawn_file_actions_addopen(
         &actions, STDOUT_FILENO, log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
     ::posix_spawn_file_actions_adddup2(&actions, STDOUT_FILENO, STDERR_FILENO);
-    const int failed = ::posix_spawn(&supervisor_, path.c_str(), &actions, nullptr, argv, environment.data());
+    const int failed =
+        ::posix_spawn(&supervisor_, path.c_str(), &actions, nullptr, argv.data(), environment.data());
     ::posix_spawn_file_actions_destroy(&actions);
     if (failed != 0) return Error(ErrorCode::kSystem, "start " + path, failed);
     const bool answers = eventually(

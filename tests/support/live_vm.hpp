@@ -65,7 +65,11 @@ public:
     nlohmann::json status();
 
     // After the supervisor has died: starts a new one, which adopts whatever runs.
-    Result<void> start_supervisor();
+    Result<void> start_supervisor(const std::vector<std::string>& more = {});
+    // After the VM has ended: starts it as it was saved in `directory`, in the VMM `binary` (empty: the
+    // first).
+    Result<void> restore(const std::string& directory, const std::string& binary = "",
+        const std::vector<std::string>& more = {});
     // SIGKILL, and waits for its end.
     void kill_supervisor();
     bool supervisor_alive();

@@ -1,4 +1,4 @@
-// A new folder under /tmp, removed with all that is in it at the end.
+// A new folder under /tmp or elsewhere, removed with all that is in it at the end.
 #pragma once
 
 #include <cstdlib>
@@ -9,9 +9,9 @@ namespace liveupdate::tests {
 
 class TemporaryFolder {
 public:
-    TemporaryFolder() {
-        char name[] = "/tmp/liveupdate-test-XXXXXX";
-        if (::mkdtemp(name) != nullptr) path_ = name;
+    explicit TemporaryFolder(const std::string& parent = "/tmp") {
+        std::string name = parent + "/liveupdate-test-XXXXXX";
+        if (::mkdtemp(name.data()) != nullptr) path_ = name;
     }
     TemporaryFolder(const TemporaryFolder&) = delete;
     TemporaryFolder& operator=(const TemporaryFolder&) = delete;

@@ -17,6 +17,27 @@ std::string name_of(size_t block) {
 
 } // namespace
 
+uint64_t GuestMemory::pages() const {
+    uint64_t pages = 0;
+    for (const MemoryRegion& region : regions_)
+        pages += region.size / kPageSize;
+    return pages;
+}
+
+void GuestMemory::note_write(uint64_t gpa, uint64_t size) const {
+    if (!log_->on() || size == 0) return;
+    uint64_t before = 0; // pages of the regions before
+    for (const MemoryRegion& region : regions_) {
+        const uint64_t from = std::max(gpa, region.gpa);
+        const uint64_t to = std::min(gpa + size, region.gpa + region.size);
+        if (from < to) {
+            const uint64_t first = (from - region.gpa) / kPageSize;
+            log_->note(before + first, (to - region.gpa + kPageSize - 1) / kPageSize - first);
+        }
+        before += region.size / kPageSize;
+    }
+}
+
 std::string describe_range(uint64_t start, uint64_t size) {
     char text[64];
     std::snprintf(text, sizeof text, "[0x%llx, +0x%llx)", static_cast<unsigned long long>(start),

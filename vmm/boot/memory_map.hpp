@@ -3,11 +3,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "handoff/base/result.hpp"
+#include "vmm/boot/write_log.hpp"
 
 namespace liveupdate::vmm {
 
@@ -58,12 +60,19 @@ public:
 
     std::span<const MemoryRegion> regions() const { return regions_; }
 
+    // For devices: [gpa, gpa + size), which is RAM, has just been written. Cheap while nobody copies RAM.
+    void note_write(uint64_t gpa, uint64_t size) const;
+    // Pages are counted from the first region's first on, region after region.
+    WriteLog& write_log() const { return *log_; }
+    uint64_t pages() const;
+
 private:
     GuestMemory(std::vector<MemoryRegion> regions, std::vector<std::span<uint8_t>> bytes)
         : regions_(std::move(regions)), bytes_(std::move(bytes)) {}
 
     std::vector<MemoryRegion> regions_;
     std::vector<std::span<uint8_t>> bytes_; // of the region with the same index
+    std::shared_ptr<WriteLog> log_ = std::make_shared<WriteLog>();
 };
 
 // "[0x1000, +0x2000)" for the 0x2000 bytes from 0x1000 on; for error sentences.

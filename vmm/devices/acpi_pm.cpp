@@ -135,6 +135,11 @@ void AcpiPm::update_sci() {
     sci_.set((status_ & enable_) != 0);
 }
 
+void AcpiPm::move_clock(uint64_t ns) {
+    const std::lock_guard lock(mutex_);
+    timer_zero_ns_ += ns;
+}
+
 bool AcpiPm::press_power_button() {
     const std::lock_guard lock(mutex_);
     if ((enable_ & kPowerButton) == 0) return false;

@@ -48,6 +48,8 @@ public:
     // Any thread. False, and nothing has happened, when the guest has not enabled the button's event: it
     // would not notice.
     bool press_power_button();
+    // The host's clock has gone on by so much while the guest had no time: the timer stands where it stood.
+    void move_clock(uint64_t ns);
 
 private:
     // All of these with mutex_ held.

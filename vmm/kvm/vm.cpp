@@ -74,6 +74,27 @@ Result<void> Vm::add_memory(uint32_t slot, uint64_t gpa, uint64_t size, void* ho
     return {};
 }
 
+Result<void> Vm::log_writes(
+    uint32_t slot, uint64_t gpa, uint64_t size, void* host_address, WriteLogging logging) const {
+    kvm_userspace_memory_region region{};
+    region.slot = slot;
+    region.flags = logging == WriteLogging::kOn ? KVM_MEM_LOG_DIRTY_PAGES : 0;
+    region.guest_phys_addr = gpa;
+    region.memory_size = size;
+    region.userspace_addr = reinterpret_cast<uint64_t>(host_address);
+    TRY(kvm_ioctl(
+        fd_.get(), KVM_SET_USER_MEMORY_REGION, &region, "KVM_SET_USER_MEMORY_REGION to log writes"));
+    return {};
+}
+
+Result<void> Vm::take_writes(uint32_t slot, std::span<uint64_t> bits) const {
+    kvm_dirty_log log{};
+    log.slot = slot;
+    log.dirty_bitmap = bits.data();
+    TRY(kvm_ioctl(fd_.get(), KVM_GET_DIRTY_LOG, &log, "KVM_GET_DIRTY_LOG"));
+    return {};
+}
+
 Result<UniqueFd> Vm::create_vcpu(unsigned index) {
     TRY_ASSIGN(const int raw,
         kvm_ioctl(fd_.get(), KVM_CREATE_VCPU, static_cast<unsigned long>(index), "KVM_CREATE_VCPU"));

@@ -1,6 +1,8 @@
 // A KVM VM: memory slots, interrupt controllers, PIT, clock. Belongs to the address space that made it.
 #pragma once
 
+#include <span>
+
 #include <linux/kvm.h>
 
 #include <cstdint>
@@ -21,6 +23,13 @@ public:
 
     // host_address stays mapped for as long as the VM exists.
     Result<void> add_memory(uint32_t slot, uint64_t gpa, uint64_t size, void* host_address, bool read_only);
+    // Of a slot that was added, with the same values: what vCPUs and KVM write there is logged, or no longer.
+    enum class WriteLogging { kOff, kOn };
+    Result<void> log_writes(
+        uint32_t slot, uint64_t gpa, uint64_t size, void* host_address, WriteLogging logging) const;
+    // What was logged since the last time: bit n is the slot's page n. `bits` holds a multiple of 8 bytes, a
+    // bit for each page.
+    Result<void> take_writes(uint32_t slot, std::span<uint64_t> bits) const;
     Result<UniqueFd> create_vcpu(unsigned index);
 
     Result<void> set_irq(uint32_t gsi, bool level) const;

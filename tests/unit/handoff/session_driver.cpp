@@ -40,6 +40,12 @@ public:
     }
     void resume() override { script_.resumes.fetch_add(1); }
     void update_over() override { script_.updates_over.fetch_add(1); }
+    Result<void> begin_write_log(WriteMap) override {
+        return Error(ErrorCode::kUnsupported, "this guest's writes cannot be tracked");
+    }
+    Result<void> collect_writes() override {
+        return Error(ErrorCode::kUnsupported, "this guest's writes cannot be tracked");
+    }
     void let_go() override { script_.let_go.fetch_add(1); }
     proto::Status status() override {
         proto::Status status;

@@ -122,5 +122,22 @@ TEST_CASE("an update neither stops the timer nor loses a press of the button") {
     CHECK(machine.power_offs == 0);
 }
 
+TEST_CASE("a restore lets the timer go on from where it stood") {
+    Rig source;
+    source.clock.monotonic += 5 * kSecond;
+    const auto saved = source.pm.save();
+    REQUIRE(saved);
+    FakeLine sci;
+    FakeMachine machine;
+    FakeClock clock;
+    clock.monotonic = source.clock.monotonic - 4 * kSecond; // the host has been started anew
+    AcpiPm destination(sci, machine, clock);
+    REQUIRE(destination.load(*saved, 1));
+    destination.move_clock(clock.monotonic - source.clock.monotonic);
+    CHECK(destination.read(kTimer, 4) == 5 * AcpiPm::kTimerHz);
+    clock.monotonic += kSecond;
+    CHECK(destination.read(kTimer, 4) == 6 * AcpiPm::kTimerHz);
+}
+
 } // namespace
 } // namespace liveupdate::vmm::test

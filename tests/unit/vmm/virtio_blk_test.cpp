@@ -68,12 +68,14 @@ struct Disk {
     FakeInterrupt interrupt;
     std::unique_ptr<Blk> device;
 
-    Disk(GuestRam& guest, Blk::Config config, UniqueFd file, std::vector<ForeignRing> rings = {})
+    Disk(GuestRam& guest, Blk::Config config, UniqueFd file, std::vector<ForeignRing> rings = {},
+        FormerRings former = FormerRings::kCarried)
         : ram(guest) {
         std::optional<Blk::BackEnd> back_end;
         back_end.emplace();
         back_end->file = std::move(file);
         back_end->rings = std::move(rings);
+        back_end->former_rings = former;
         device = std::make_unique<Blk>(
             VirtioDevice::Place{ram.memory(), interrupt}, std::move(config), std::move(back_end));
         REQUIRE(device->open());
@@ -328,6 +330,29 @@ TEST_CASE("requests whose process dies before they end are carried out by the ne
     to.device->unhold();
     slow.answer(512 * kCount);
     check_each_once(driver, kCount);
+}
+
+TEST_CASE("requests of a guest that comes out of a file are begun again") {
+    GuestRam ram;
+    Driver driver{ram};
+    SlowDisk slow;
+    constexpr unsigned kCount = 8;
+    auto from = std::make_unique<Disk>(ram, plain(), *fd::dup(slow.out.get()));
+    from->boot(driver);
+    for (unsigned n = 0; n < kCount; ++n)
+        driver.read(n, 8 * n, 512);
+    from->kick();
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    from->stop();
+    const std::string saved = *from->device->save();
+    from.reset(); // no ring is left
+    Disk to(ram, plain(), *fd::dup(slow.out.get()), {}, FormerRings::kGone);
+    const auto loaded = to.device->load(saved, Blk::kStateVersion);
+    REQUIRE_MESSAGE(loaded.has_value(), (loaded ? "" : loaded.error().message));
+    to.device->unhold();
+    slow.answer(512 * kCount);
+    check_each_once(driver, kCount);
+    CHECK(eventually([&] { return to.device->carried().size() == 1; })); // its own
 }
 
 TEST_CASE("requests are carried over several updates, each from the ring it is in") {

@@ -23,6 +23,7 @@ Blk::Blk(const Place& place, Config config, std::optional<BackEnd> back_end)
         free_.push_back(tag - 1);
     if (back_end) {
         file_ = std::move(back_end->file);
+        former_rings_ = back_end->former_rings;
         for (ForeignRing& ring : back_end->rings) {
             ring_id_ = std::max(ring_id_, ring.id() + 1);
             foreign_.push_back({std::move(ring), {}});

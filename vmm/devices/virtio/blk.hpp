@@ -22,6 +22,7 @@
 
 #include "vmm/devices/virtio/blk.pb.h"
 #include "vmm/devices/virtio/blk_protocol.hpp"
+#include "vmm/devices/virtio/former_rings.hpp"
 #include "vmm/devices/virtio/io_ring.hpp"
 #include "vmm/devices/virtio/virtio_device.hpp"
 
@@ -51,6 +52,7 @@ public:
     struct BackEnd {
         UniqueFd file;                  // opened and locked by the supervisor
         std::vector<ForeignRing> rings; // of the processes before this one
+        FormerRings former_rings = FormerRings::kCarried;
     };
 
     Blk(const Place& place, Config config, std::optional<BackEnd> back_end);
@@ -153,6 +155,7 @@ private:
     bool zero_by_writing_ = false;
     std::unique_ptr<IoRing> ring_;
     uint32_t ring_id_ = 1;
+    FormerRings former_rings_ = FormerRings::kCarried;
     uint32_t submitted_ = 0;        // to our ring, ever
     std::vector<Slot> slots_;       // by tag
     std::vector<uint32_t> free_;    // tags

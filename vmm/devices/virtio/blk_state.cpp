@@ -62,11 +62,13 @@ Result<Blk::Carried> Blk::check_request(const state::VirtioBlkRequest& in) const
         "length", in.length(), (config_.capacity - (has_data ? in.sector() : 0)) * kSectorBytes));
     TRY(check_at_most("done", in.done(), in.length()));
     if (!memory().at(in.status_gpa(), 1)) return refused("field \"status_gpa\" is not in the guest's RAM");
-    if (in.ring() != 0 && file_ &&
-        std::none_of(foreign_.begin(), foreign_.end(),
-            [&](const Foreign& foreign) { return foreign.ring.id() == in.ring(); }))
+    // Begun again, as one that ended in another process (docs/io-across-the-switchover.md).
+    const uint32_t ring = former_rings_ == FormerRings::kGone ? 0 : in.ring();
+    if (ring != 0 && file_ && std::none_of(foreign_.begin(), foreign_.end(), [&](const Foreign& foreign) {
+            return foreign.ring.id() == in.ring();
+        }))
         return refused("field \"ring\" is " + std::to_string(in.ring()) + ", which did not come along");
-    return Carried{in.ring(), in.tag(),
+    return Carried{ring, in.tag(),
         {in.queue(), static_cast<uint16_t>(in.head()), in.type(), in.sector(), in.length(), in.done(),
             in.status_gpa(), in.orphan(), in.bounced()}};
 }

@@ -198,10 +198,22 @@ void Queue::stage(uint16_t head, uint32_t written) {
     const uint32_t element[2] = {head, written};
     std::memcpy(used_.data() + kRing + kUsedElementBytes * place, element, sizeof element);
     ++position_.next_used;
+    if (memory_->write_log().on()) note_given_back(head);
+}
+
+// All that the device may have written: a driver that has changed the chain meanwhile has spoilt its own
+// copy.
+void Queue::note_given_back(uint16_t head) const {
+    Chain chain;
+    if (!walk(head, chain)) return;
+    for (const Segment& segment : chain.writable)
+        memory_->note_write(segment.gpa, segment.bytes.size());
+    note_used_ring();
 }
 
 void Queue::publish() {
     store16(used_.data() + kIndex, position_.next_used);
+    note_used_ring();
 }
 
 bool Queue::needs_interrupt() {
@@ -219,6 +231,7 @@ bool Queue::expect_kick() {
         store16(used_.data() + kRing + kUsedElementBytes * layout_.size, position_.next_available);
     else
         store16(used_.data() + kFlags, 0);
+    note_used_ring();
     std::atomic_thread_fence(std::memory_order_seq_cst);
     return load16(available_.data() + kIndex) != position_.next_available;
 }
@@ -226,6 +239,7 @@ bool Queue::expect_kick() {
 void Queue::suppress_kicks() {
     // With event indices nothing is to be done: the one that is there lies behind us.
     if ((features_ & kFeatureEventIdx) == 0) store16(used_.data() + kFlags, kNoNotify);
+    note_used_ring();
 }
 
 } // namespace liveupdate::vmm::virtio

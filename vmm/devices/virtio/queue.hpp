@@ -105,6 +105,8 @@ private:
         Chain& chain, uint32_t& budget) const;
     Result<void> walk_indirect(const Descriptor& descriptor, Chain& chain, uint32_t& budget) const;
     Result<void> add_buffer(const Descriptor& descriptor, Chain& chain) const;
+    void note_given_back(uint16_t head) const;
+    void note_used_ring() const { memory_->note_write(layout_.used, used_.size()); }
 
     const GuestMemory* memory_;
     Layout layout_;

@@ -1,0 +1,66 @@
+// Reads the file of a saved guest, which may be anything.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "handoff/save/header.hpp"
+#include "handoff/save/page_map.hpp"
+#include "handoff/save/parallel.hpp"
+#include "handoff/save/saved_guest.hpp"
+
+namespace liveupdate::handoff::save {
+
+class Reader {
+public:
+    // Opens and checks header and state. Errors name the file: kRefused in words when it is not a whole saved
+    // guest of a version that this build reads.
+    static Result<std::unique_ptr<Reader>> open(const std::string& path, IoOptions options = {});
+
+    // The same of a file that somebody else has opened for reading; `name` is what errors call it.
+    static Result<std::unique_ptr<Reader>> adopt(
+        UniqueFd file, const std::string& name, IoOptions options = {});
+
+    const Header& header() const { return header_; }
+    const proto::SavedGuest& guest() const { return guest_; }
+    // Of the blocks in the file: which pages there are, and their sums. Needs memory by the size of RAM; so
+    // after somebody has compared that with what he expects.
+    Result<void> load_tables();
+    const PageMap& written(size_t block) const { return blocks_[block].written; }
+
+    // After load_tables(): reads all of a block into `ram`, which is zero, page-aligned and of the block's
+    // size, and checks each chunk. On failure `ram` holds anything. Blocks; threads of its own.
+    Result<void> read_block(size_t block, std::span<std::byte> ram);
+
+    // The same of one chunk of 1 MiB, into `into`, which has room for all of it; what is not written() is
+    // left as it is there. Any number of threads at once.
+    Result<void> read_chunk(size_t block, uint64_t chunk, std::span<std::byte> into);
+
+    int fd() const { return file_->fd(); }
+    // What did not go as it should have, in words for a user.
+    std::vector<std::string> notes() const;
+
+private:
+    struct Block {
+        PageMap written;
+        std::vector<uint64_t> sums;
+    };
+    explicit Reader(IoOptions options);
+    Result<void> take_in();
+    Result<std::string> read_plain(uint64_t offset, uint64_t size);
+    Result<void> load_table(size_t block);
+    Result<void> read_chunks(size_t block, std::span<std::byte> ram, Work& work);
+    Result<void> check_chunk(size_t block, uint64_t chunk, const std::byte* bytes) const;
+
+    IoOptions options_;
+    std::unique_ptr<DirectFile> file_;
+    Header header_;
+    Layout layout_;
+    proto::SavedGuest guest_;
+    std::vector<Block> blocks_;
+    std::atomic<bool> without_ring_{false};
+};
+
+} // namespace liveupdate::handoff::save

@@ -1,0 +1,258 @@
+#include "supervisor/guest_restore.hpp"
+
+#include <google/protobuf/util/message_differencer.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "handoff/base/words.hpp"
+#include "handoff/transfer_area.hpp"
+#include "supervisor/named_ram.hpp"
+
+namespace liveupdate::supervisor {
+namespace {
+
+using handoff::proto::Message;
+using handoff::save::Place;
+
+constexpr handoff::Participant kVmm = 1;
+constexpr handoff::Participant kFile = 2;             // this process, in the source's place
+constexpr auto kStartTime = std::chrono::seconds(30); // of the VMM, until it is prepared
+constexpr auto kArmTime = std::chrono::seconds(30);
+constexpr auto kAnswerTime = std::chrono::seconds(5);
+constexpr size_t kMostWords = 300;
+constexpr const char* kRestoreCapability = "restore";
+constexpr const char* kLazyCapability = "lazy-ram";
+
+bool is_ram(const std::string& block) {
+    return block.starts_with("ram");
+}
+
+// The saved guest as the source that it was, in the versions that its sections have.
+handoff::proto::Offer offer_of(const handoff::proto::SavedGuest& guest, RestoreRam ram) {
+    handoff::proto::Offer offer = guest.source();
+    offer.clear_saves();
+    for (const auto& each : guest.sections()) {
+        auto* const saves = offer.add_saves();
+        saves->set_kind(each.section().kind());
+        saves->set_oldest(each.section().version());
+        saves->set_newest(each.section().version());
+    }
+    offer.add_required_capabilities(kRestoreCapability);
+    if (ram == RestoreRam::kLazy) offer.add_required_capabilities(kLazyCapability);
+    return offer;
+}
+
+template <typename Step>
+Result<void> timed(uint64_t& us, Step step) {
+    const uint64_t before = monotonic_ns();
+    auto done = step();
+    us = (monotonic_ns() - before) / 1000;
+    return done;
+}
+
+std::string path_in(const std::string& directory) {
+    return directory + "/" + std::string(handoff::save::kFileName);
+}
+
+} // namespace
+
+GuestRestore::GuestRestore(
+    const VmConfig& config, const Paths& paths, const RestoreRequest& request, const Shelter& shelter)
+    : config_(config), paths_(paths), directory_(request.directory), path_(path_in(request.directory)),
+      ram_(request.ram), shelter_(shelter), deadline_(Deadline::never()) {}
+
+Result<RestoredGuest> GuestRestore::run() {
+    RestoreReport& report = guest_.report;
+    const auto make_ready = [&]() -> Result<void> {
+        TRY(prepare());
+        return arm();
+    };
+    const auto result = [&]() -> Result<void> {
+        TRY(open_save());
+        TRY(make_files());
+        TRY(timed(report.ram_us, [&] { return fill_ram(); }));
+        TRY(timed(report.start_us, [&] { return start_vmm(); }));
+        TRY(timed(report.prepare_us, make_ready));
+        return hand_over();
+    }();
+    if (result) {
+        report.notes = save_->notes();
+        return std::move(guest_);
+    }
+    guest_.vmm.kill();
+    return Error(result.error()).context("restore " + directory_);
+}
+
+Result<void> GuestRestore::open_save() {
+    TRY_ASSIGN(save_, handoff::save::Reader::open(path_));
+    return handoff::save::check_blocks_against(save_->guest().manifest(), save_->header().specs())
+        .context(path_);
+}
+
+// Fresh ones, as for a launch: what the guest sees of them must be what it saw.
+Result<void> GuestRestore::make_files() {
+    TRY_ASSIGN(guest_.files, GuestFiles::create(config_, paths_));
+    TRY(check_machine());
+    TRY(check_memory());
+    // Epochs go on: in the guest's lifetime none comes twice.
+    TRY_ASSIGN(guest_.files.baton_fd, handoff::Baton::create_segment(save_->guest().epoch()));
+    TRY_ASSIGN(handoff::Baton baton, handoff::Baton::map(guest_.files.baton_fd.get()));
+    *guest_.files.baton = std::move(baton);
+    // For as long as the VMM has not taken it, the guest is ours.
+    if (!guest_.files.baton->claim(kFile))
+        return Error(ErrorCode::kInternal, "a new baton cannot be claimed");
+    return {};
+}
+
+Result<void> GuestRestore::check_machine() {
+    handoff::proto::Machine saved = save_->guest().manifest().machine();
+    handoff::proto::Machine& ours = guest_.files.manifest.machine;
+    // How it once was booted, and where its console's other end is on this host.
+    saved.set_console(ours.console());
+    ours.set_cmdline(saved.cmdline());
+    ours.set_boot(saved.boot());
+    std::string differences;
+    google::protobuf::util::MessageDifferencer differencer;
+    differencer.ReportDifferencesToString(&differences);
+    if (differencer.Compare(saved, ours)) return {};
+    return Error(ErrorCode::kRefused, config_.path +
+                                          " describes another machine than the saved one (saved -> "
+                                          "in the VM file): " +
+                                          printable(differences, kMostWords));
+}
+
+Result<void> GuestRestore::check_memory() const {
+    const handoff::proto::Manifest& saved = save_->guest().manifest();
+    const handoff::proto::Manifest ours = handoff::to_message(guest_.files.manifest);
+    bool same = saved.blocks_size() == ours.blocks_size() && saved.regions_size() == ours.regions_size();
+    for (int i = 0; same && i < ours.blocks_size(); ++i)
+        same = saved.blocks(i).name() == ours.blocks(i).name() &&
+               saved.blocks(i).size() == ours.blocks(i).size();
+    for (int i = 0; same && i < ours.regions_size(); ++i)
+        same = google::protobuf::util::MessageDifferencer::Equals(saved.regions(i), ours.regions(i));
+    if (same) return {};
+    return Error(ErrorCode::kRefused,
+        config_.path +
+            " describes other RAM or firmware than the saved guest has; make [[memory]] as it was");
+}
+
+handoff::RamBlock* GuestRestore::block_of(const std::string& name) {
+    for (handoff::RamBlock& block : guest_.files.manifest.blocks)
+        if (block.name == name) return &block;
+    return nullptr;
+}
+
+Result<void> GuestRestore::fill_ram() {
+    TRY(save_->load_tables());
+    const auto specs = save_->header().specs();
+    for (size_t i = 0; i < specs.size(); ++i) {
+        handoff::RamBlock* const block = block_of(specs[i].name);
+        if (block == nullptr) return Error(ErrorCode::kInternal, "RAM block " + specs[i].name + " is gone");
+        if (specs[i].place == Place::kBeside)
+            TRY(take_beside(*block));
+        else if (ram_ == RestoreRam::kEager || !is_ram(specs[i].name))
+            TRY(read_into(i, *block));
+    }
+    return {};
+}
+
+Result<void> GuestRestore::take_beside(handoff::RamBlock& block) {
+    if (ram_ == RestoreRam::kLazy)
+        return Error(ErrorCode::kInvalid,
+            "the guest was saved in place, so its RAM is there already; restore it "
+            "without --lazy");
+    in_place_ = true;
+    TRY_ASSIGN(UniqueFd file, open_named_ram(directory_, block.name));
+    for (const auto& saved : save_->guest().manifest().blocks()) {
+        if (saved.name() != block.name) continue;
+        const auto kind = saved.kind() == handoff::proto::RAM_KIND_HUGETLBFS ? handoff::RamKind::kHugetlbfs
+                                                                             : handoff::RamKind::kTmpfs;
+        TRY_ASSIGN(block, handoff::adopt_ram_block(block.name, kind, saved.size(), std::move(file)));
+        return {};
+    }
+    return Error(ErrorCode::kInternal, "RAM block " + block.name + " is gone");
+}
+
+Result<void> GuestRestore::read_into(size_t index, handoff::RamBlock& block) {
+    TRY_ASSIGN(const auto ram,
+        handoff::SharedMapping::map(block.file.get(), 0, block.size, handoff::MapMode::kShared));
+    return save_->read_block(index, ram.bytes());
+}
+
+Result<void> GuestRestore::start_vmm() {
+    deadline_ = Deadline::after(kStartTime);
+    TRY_ASSIGN(const OpenBinary binary, OpenBinary::open(config_.vmm_binary));
+    const std::string socket = paths_.vm_runtime_dir(config_.name) + "/vmm-1.sock";
+    TRY_ASSIGN(guest_.vmm, VmmProcess::spawn(binary, kVmm, socket, deadline_, -1));
+    shelter_({guest_.vmm.pid(), guest_.vmm.pidfd(), guest_.vmm.session_file()});
+    TRY_ASSIGN(agreement_, handoff::negotiate(offer_of(save_->guest(), ram_), guest_.vmm.offer(),
+                               handoff::save::sections_of(save_->guest())));
+    TRY_ASSIGN(transfer_, handoff::TransferArea::create(agreement_.sections));
+    return {};
+}
+
+Result<void> GuestRestore::prepare() {
+    Message message;
+    auto& order = *message.mutable_prepare();
+    *order.mutable_manifest() = handoff::to_message(guest_.files.manifest);
+    order.set_participant(kVmm);
+    order.set_source_participant(kFile);
+    handoff::add_sections(agreement_.sections, order.mutable_sections());
+    order.set_fixed_state(save_->guest().fixed_state());
+    order.set_populate(config_.populate);
+    *order.mutable_saved_clocks() = save_->guest().clocks();
+    auto fds = guest_.files.to_send();
+    fds.push_back({"transfer", transfer_.get()});
+    if (ram_ == RestoreRam::kLazy) {
+        order.set_lazy_ram(true);
+        fds.push_back({"save", save_->fd()});
+    }
+    TRY(guest_.vmm.request(std::move(message), fds, Message::kPrepared, deadline_)
+            .context("the VMM prepares"));
+    return {};
+}
+
+Result<void> GuestRestore::arm() {
+    TRY_ASSIGN(handoff::TransferArea area, handoff::TransferArea::map(transfer_.get(), agreement_.sections));
+    area_.emplace(std::move(area));
+    for (size_t i = 0; i < agreement_.sections.size(); ++i)
+        TRY(area_->put(i, handoff::TransferRun::kReal, save_->guest().sections(static_cast<int>(i)).state()));
+    Message message;
+    message.mutable_arm()->set_deadline_ns(Deadline::after(kArmTime).ns());
+    TRY(guest_.vmm.request(std::move(message), {}, Message::kArmed, deadline_).context("arm the VMM"));
+    return {};
+}
+
+Result<void> GuestRestore::hand_over() {
+    area_->stamp(handoff::Moment::kOffered);
+    if (in_place_) TRY(use_up_save());
+    if (!guest_.files.baton->offer(kFile, kVmm))
+        return Error(ErrorCode::kInternal, "the baton cannot be offered");
+    guest_.files.baton->ring();
+    const auto said = guest_.vmm.await(Message::kSwitched, Deadline::after(kArmTime + kAnswerTime));
+    if (guest_.files.baton->held_by(kVmm) && guest_.vmm.alive()) {
+        if (in_place_) ::unlink((path_ + ".used").c_str());
+        const uint64_t entered = area_->moment(handoff::Moment::kLastEntered);
+        const uint64_t offered = area_->moment(handoff::Moment::kOffered);
+        guest_.report.hand_over_us = entered > offered ? (entered - offered) / 1000 : 0;
+        return {};
+    }
+    // It has not run: what it might still do, it would do with the baton.
+    if (guest_.files.baton->take_back(kFile) && in_place_) put_save_back();
+    if (!said) return Error(said.error()).context("load the saved state");
+    return Error(ErrorCode::kRefused, "the saved state was refused: " + said->message.switched().reason());
+}
+
+// Once the guest runs, its RAM is no longer that of the save.
+Result<void> GuestRestore::use_up_save() {
+    if (::rename(path_.c_str(), (path_ + ".used").c_str()) < 0)
+        return Error::from_errno("rename " + path_ + " to " + path_ + ".used");
+    return {};
+}
+
+void GuestRestore::put_save_back() {
+    static_cast<void>(::rename((path_ + ".used").c_str(), path_.c_str()));
+}
+
+} // namespace liveupdate::supervisor

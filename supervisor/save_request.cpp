@@ -1,0 +1,39 @@
+#include "supervisor/save_request.hpp"
+
+#include <nlohmann/json.hpp>
+#include <utility>
+
+namespace liveupdate::supervisor {
+
+std::string_view to_string(SaveKind kind) {
+    return kind == SaveKind::kInPlace ? "in-place" : "file";
+}
+
+std::optional<SaveKind> parse_save_kind(std::string_view word) {
+    for (const SaveKind kind : {SaveKind::kFile, SaveKind::kInPlace})
+        if (to_string(kind) == word) return kind;
+    return std::nullopt;
+}
+
+std::optional<SaveStep> parse_save_step(std::string_view word) {
+    constexpr std::pair<std::string_view, SaveStep> kSteps[] = {{"described", SaveStep::kDescribed},
+        {"stopped", SaveStep::kStopped}, {"written", SaveStep::kWritten}, {"finished", SaveStep::kFinished},
+        {"taken", SaveStep::kTaken}};
+    for (const auto& [name, step] : kSteps)
+        if (name == word) return step;
+    return std::nullopt;
+}
+
+nlohmann::json to_json(const SaveReport& report) {
+    return {{"path", report.path}, {"ram_bytes", report.ram_bytes}, {"written_bytes", report.written_bytes},
+        {"passes", report.passes}, {"stood_still_us", report.stood_still_us}, {"sync_us", report.sync_us},
+        {"duration_us", report.duration_us},
+        {"guest", report.after == AfterSave::kStop ? "stopped" : "running"}, {"notes", report.notes}};
+}
+
+nlohmann::json to_json(const RestoreReport& report) {
+    return {{"ram_us", report.ram_us}, {"start_us", report.start_us}, {"prepare_us", report.prepare_us},
+        {"hand_over_us", report.hand_over_us}, {"notes", report.notes}};
+}
+
+} // namespace liveupdate::supervisor
