@@ -286,5 +286,66 @@ TEST_CASE("the interrupt controllers and the PIT come out of another VM as they 
     CHECK(again.clock_ns() >= vm.clock_ns());
 }
 
+// A real-mode guest that lets the master 8259 interrupt it once, ends the interrupt, and exits at port 0x10.
+constexpr std::array<uint8_t, 27> kTakesOneTick = {
+    0xb0, 0x11, 0xe6, 0x20, // ICW1: edge, cascade, ICW4 follows
+    0xb0, 0x20, 0xe6, 0x21, // ICW2: vectors from 0x20
+    0xb0, 0x04, 0xe6, 0x21, // ICW3
+    0xb0, 0x01, 0xe6, 0x21, // ICW4: 8086
+    0xb0, 0xfe, 0xe6, 0x21, // only line 0
+    0xe6, 0x10,             // exit: it is ready for a tick
+    0xfb,                   // sti
+    0xf4,                   // hlt
+    0xeb, 0xfd,             // again
+};
+constexpr std::array<uint8_t, 7> kEndsOneTick = {0xb0, 0x20, 0xe6, 0x20, 0xe6, 0x10, 0xcf}; // EOI; exit; iret
+
+TEST_CASE("a tick that a vCPU has ended before the PIT is started does not come again") {
+    auto one = OneVcpu::make();
+    if (!one) return;
+    PitKeeper pit;
+    REQUIRE(pit.count_ticks(one->vm));
+    constexpr size_t kSize = 64 << 10, kCode = 0x1000, kHandler = 0x2000;
+    auto* ram = static_cast<uint8_t*>(
+        ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    REQUIRE(ram != MAP_FAILED);
+    REQUIRE(one->vm.add_memory(0, 0, kSize, ram, false));
+    std::copy(kTakesOneTick.begin(), kTakesOneTick.end(), ram + kCode);
+    std::copy(kEndsOneTick.begin(), kEndsOneTick.end(), ram + kHandler);
+    constexpr std::array<uint8_t, 4> kVector = {kHandler & 0xff, kHandler >> 8, 0, 0};
+    std::copy(kVector.begin(), kVector.end(), ram + 0x20 * 4);
+    InitialState start;
+    start.rip = kCode;
+    start.idt = {.base = 0, .limit = 0x3ff};
+    start.cs.type = 0xb;
+    start.data.type = 0x3;
+    start.tr = {.type = 0xb, .code_or_data = false};
+    start.ldt = {.type = 0x2, .code_or_data = false};
+    REQUIRE(one->vcpu->set_initial_state(start));
+    REQUIRE(one->vcpu->enter());
+    REQUIRE(one->vcpu->run_page().exit_reason == KVM_EXIT_IO);
+
+    state::Pit saved;
+    REQUIRE(pit.freeze(one->vm, saved));
+    // As if one tick were in flight, and the next due in half a period of 55 ms.
+    saved.mutable_channel(0)->set_count(0xffff);
+    saved.mutable_channel(0)->set_mode(2);
+    saved.set_ticks_delivered(1);
+    saved.set_in_flight(1);
+    const uint64_t period_ns = 0xffff * 1'000'000'000ull / 1193182;
+    saved.set_reference_ns(monotonic_ns() - period_ns - period_ns / 2);
+    pit.expect_thaw(one->vm);
+    REQUIRE(one->vm.pulse_irq(0));
+    REQUIRE(one->vcpu->enter()); // up to the end of the tick, before whoever took the baton comes to the PIT
+    REQUIRE(one->vcpu->run_page().exit_reason == KVM_EXIT_IO);
+    REQUIRE(pit.thaw(one->vm, saved));
+    state::Pit after;
+    REQUIRE(pit.freeze(one->vm, after));
+    CHECK(after.in_flight() == 0);
+    CHECK(after.ticks_delivered() == 1);
+    one.reset();
+    ::munmap(ram, kSize);
+}
+
 } // namespace
 } // namespace liveupdate::vmm::test
