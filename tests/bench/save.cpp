@@ -114,9 +114,11 @@ Result<void> lazily(const Settings& s) {
     options.cmdline = "stride=4096 limit_mb=256";
     TRY_ASSIGN(auto vm, LiveVm::start(options));
     if (!vm->guest_started()) return Error(ErrorCode::kTimeout, "the guest did not start");
+    // Beyond what the guest covers every other 64 KiB, as in fill_half().
+    const auto is_filled = [](size_t at) { return at / 65536 % 2 == 0; };
     const auto ram = vm->ram();
-    for (size_t at = size_t{512} << 20; at < ram.size(); at += 8192)
-        ram[at] = std::byte{1};
+    for (size_t at = size_t{512} << 20; at < ram.size(); at += 4096)
+        if (is_filled(at)) ram[at] = std::byte{1};
     std::vector<double> start, prepare, hand_over, all;
     for (unsigned i = 0; i < s.rounds; ++i) {
         TRY(vm->call({{"command", "save"}, {"directory", folder.at("saved")}, {"stop", true}}));
@@ -142,10 +144,11 @@ Result<void> lazily(const Settings& s) {
         if (!on || ::tests::guests::read_field(vm->report().header.errors) != 0)
             return Error(ErrorCode::kInternal, "the guest found its RAM damaged");
         const auto now = vm->ram();
-        for (size_t at = size_t{512} << 20; at < now.size(); at += 8192)
-            if (now[at] != std::byte{1}) return Error(ErrorCode::kInternal, "a page is not as it was");
+        for (size_t at = size_t{512} << 20; at < now.size(); at += 4096)
+            if (now[at] != (is_filled(at) ? std::byte{1} : std::byte{0}))
+                return Error(ErrorCode::kInternal, "a page is not as it was");
     }
-    std::printf("lazily, %u MiB of which every other page is zero, %u rounds\n", s.memory_mib, s.rounds);
+    std::printf("lazily, %u MiB of which half is zero, %u rounds\n", s.memory_mib, s.rounds);
     print_row("restore: start of the VMM", start, "ms");
     print_row("restore: its machine", prepare, "ms");
     print_row("restore: from its state to its vCPUs", hand_over, "ms");
