@@ -17,6 +17,9 @@ using ::tests::guests::kReportMagic;
 using ::tests::guests::Report;
 
 constexpr uint64_t kStep = 4096;
+// A mapping of more than this many times the RAM's size is none of QEMU's (a sanitizer's shadow has
+// terabytes).
+constexpr uint64_t kMostMerged = 16;
 
 bool read_memory(pid_t pid, uint64_t at, void* into, size_t size) {
     const iovec here{into, size}, there{reinterpret_cast<void*>(at), size};
@@ -67,6 +70,7 @@ bool PrivateRam::find(pid_t vmm, uint64_t size) {
                 &inode) != 4)
             continue;
         if (mode[1] != 'w' || inode != 0 || end - begin < size) continue;
+        if (end - begin > kMostMerged * size) continue;
         for (ram_ = begin; ram_ + size <= end; ram_ += kStep) {
             uint64_t magic = 0;
             if (read_memory(vmm, ram_ + kReportGpa, &magic, sizeof(magic)) && magic == kReportMagic)
