@@ -12,8 +12,10 @@ SaveJob::SaveJob(
 
 void SaveJob::run(Vcpu& vcpu) {
     begun_.fetch_add(1);
-    out_.stamp_stopped();
-    if (auto saved = save(vcpu); !saved) fail(std::move(saved).error());
+    if (!cancelled_.load()) { // else `out_` may be gone
+        out_.stamp_stopped();
+        if (auto saved = save(vcpu); !saved) fail(std::move(saved).error());
+    }
     finished_.fetch_add(1, std::memory_order_release);
     futex_wake_all(&finished_, FutexScope::kPrivate);
 }
@@ -79,6 +81,7 @@ Result<void> SaveJob::wait(Deadline deadline) {
 }
 
 void SaveJob::cancel() {
+    cancelled_.store(true);
     uint32_t closed = kClosed;
     if (barrier_.compare_exchange_strong(closed, kCancelled)) futex_wake_all(&barrier_, FutexScope::kPrivate);
     for (;;) {

@@ -24,7 +24,8 @@ public:
 
     // Waits until every vCPU is done; the first error of any.
     Result<void> wait(Deadline deadline);
-    // Releases vCPUs that wait for one that does not come; then waits for those that have begun.
+    // Releases vCPUs that wait for one that does not come; then waits for those that have begun. One that
+    // comes later does nothing.
     void cancel();
 
     // The PIT as it was when it was stopped, if it was.
@@ -45,6 +46,7 @@ private:
     std::atomic<size_t> arrived_{0};
     std::atomic<uint32_t> barrier_{kClosed};
     std::atomic<uint32_t> begun_{0};
+    std::atomic<bool> cancelled_{false};
     std::atomic<uint32_t> finished_{0};
     std::optional<state::Pit> frozen_pit_;
     std::mutex error_mutex_;

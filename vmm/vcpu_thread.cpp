@@ -34,13 +34,13 @@ void VcpuThread::start(std::function<bool()> arrive) {
 
 void VcpuThread::give(Order order) {
     const uint32_t count = (order_.load(std::memory_order_relaxed) >> 2) + 1;
-    order_.store(count << 2 | static_cast<uint32_t>(order), std::memory_order_release);
+    order_.store(count << 2 | static_cast<uint32_t>(order), std::memory_order_seq_cst);
     order_.notify_all();
 }
 
 void VcpuThread::kick() {
     // The page says it even if the signal comes just before KVM_RUN.
-    std::atomic_ref<__u8>(vcpu_.run_page().immediate_exit).store(1, std::memory_order_release);
+    std::atomic_ref<__u8>(vcpu_.run_page().immediate_exit).store(1, std::memory_order_seq_cst);
     if (thread_.joinable()) ::pthread_kill(thread_.native_handle(), kick_signal());
 }
 
@@ -80,6 +80,7 @@ void VcpuThread::main(const std::function<bool()>& arrive) {
             stand(seen);
             continue;
         }
+        if (!let_enter(seen)) continue;
         const handoff::BatonWord word = baton_.read();
         const bool mine = word.state == handoff::BatonState::kHeld && word.owner == me_;
         if (machine_.ended() || !mine)
@@ -87,6 +88,16 @@ void VcpuThread::main(const std::function<bool()>& arrive) {
         else
             run_guest(word.epoch);
     }
+}
+
+// A kick whose order has been taken back since, perhaps before this thread has seen it, keeps nobody out of
+// the guest. False: there is another order. kick() gives the order first, so that one of the two is seen
+// here.
+bool VcpuThread::let_enter(uint32_t seen) {
+    const std::atomic_ref<__u8> immediate_exit(vcpu_.run_page().immediate_exit);
+    if (immediate_exit.load(std::memory_order_relaxed) == 0) return true;
+    immediate_exit.store(0, std::memory_order_seq_cst);
+    return order_.load(std::memory_order_seq_cst) == seen;
 }
 
 void VcpuThread::run_guest(uint32_t epoch) {
@@ -173,8 +184,6 @@ void VcpuThread::stand(uint32_t seen) {
     if (job) job->run(vcpu_);
     job.reset();
     order_.wait(seen);
-    if (order_of(order_.load()) == Order::kRun)
-        std::atomic_ref<__u8>(vcpu_.run_page().immediate_exit).store(0, std::memory_order_release);
 }
 
 } // namespace liveupdate::vmm

@@ -45,6 +45,7 @@ private:
     static Order order_of(uint32_t word) { return static_cast<Order>(word & 3); }
 
     void main(const std::function<bool()>& arrive);
+    bool let_enter(uint32_t seen);
     void run_guest(uint32_t epoch);
     bool handle_exit();
     void stand(uint32_t seen);
