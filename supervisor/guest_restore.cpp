@@ -231,15 +231,15 @@ Result<void> GuestRestore::hand_over() {
         return Error(ErrorCode::kInternal, "the baton cannot be offered");
     guest_.files.baton->ring();
     const auto said = guest_.vmm.await(Message::kSwitched, Deadline::after(kArmTime + kAnswerTime));
-    if (guest_.files.baton->held_by(kVmm) && guest_.vmm.alive()) {
+    const bool ours = guest_.files.baton->take_back(kFile); // fails once the VMM has taken the guest
+    if (!ours && guest_.files.baton->held_by(kVmm) && guest_.vmm.alive()) {
         if (in_place_) ::unlink((path_ + ".used").c_str());
         const uint64_t entered = area_->moment(handoff::Moment::kLastEntered);
         const uint64_t offered = area_->moment(handoff::Moment::kOffered);
         guest_.report.hand_over_us = entered > offered ? (entered - offered) / 1000 : 0;
         return {};
     }
-    // It has not run: what it might still do, it would do with the baton.
-    if (guest_.files.baton->take_back(kFile) && in_place_) put_save_back();
+    if (ours && in_place_) put_save_back(); // it has not run, and will not
     if (!said) return Error(said.error()).context("load the saved state");
     return Error(ErrorCode::kRefused, "the saved state was refused: " + said->message.switched().reason());
 }

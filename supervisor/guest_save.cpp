@@ -57,7 +57,8 @@ Result<SaveReport> GuestSave::run() {
     if (!result) {
         give_back(result.error().message);
         Error error = Error(result.error()).context("save " + at_.config.name);
-        if (!ended_ && at_.source.alive()) error.message += "; the guest runs on";
+        if (!ended_ && at_.source.alive() && at_.files.baton->held_by(at_.source.participant()))
+            error.message += "; the guest runs on";
         if (ended_) error.message += "; the guest has ended and is whole in " + writer_->new_path();
         return error;
     }
@@ -162,8 +163,8 @@ Result<void> GuestSave::collect_state() {
 // The source's own words, when it has any.
 Error GuestSave::why_not_stopped(const Error& seen) {
     const auto said = at_.source.await(Message::kSwitched, Deadline::after(kAnswerTime));
-    stopped_ = described_ = false; // it has gone on, and said so, or it is gone
-    if (!said) return said.error();
+    if (!said) return said.error(); // it may still stop the guest: it is told to go on
+    stopped_ = described_ = false;
     return said->message.switched().reason().empty()
                ? seen
                : Error(ErrorCode::kRefused, said->message.switched().reason());

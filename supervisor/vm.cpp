@@ -61,9 +61,11 @@ Result<void> VmSupervisor::start(handoff::NamedFds kept, const std::optional<Res
         return {};
     }
     adopted_ = *adoption == Adoption::kAdopted;
-    if (adopted_ && restore)
+    if (adopted_ && restore) {
+        driver_->let_go();
         return Error(
             ErrorCode::kBusy, "the guest runs already; stop it before another is restored in its place");
+    }
     if (!adopted_) TRY(restore ? this->restore(*restore) : launch());
     if (const RunningVmm vmm = driver_->running(); adopted_)
         log_event({EventKind::kRecovered, config_.name, "", "", "",

@@ -74,9 +74,8 @@ void RunningGuest::resume() {
 }
 
 Result<void> RunningGuest::begin_write_log(handoff::WriteMap map) {
-    TRY(machine().begin_write_log(parts_.manifest));
-    writes_.emplace(std::move(map));
-    return {};
+    writes_.emplace(std::move(map)); // update_over() ends what has begun, also when not all has
+    return machine().begin_write_log(parts_.manifest);
 }
 
 Result<void> RunningGuest::collect_writes() {

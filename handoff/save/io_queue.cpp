@@ -46,6 +46,7 @@ struct IoQueue::Request {
     std::byte* at = nullptr;
     size_t left = 0;
     uint32_t* pending = nullptr;
+    bool direct = false; // when it was begun last
 };
 
 struct IoQueue::Ring {
@@ -84,7 +85,7 @@ Result<void> IoQueue::write(uint64_t offset, std::span<const std::byte> from, ui
 }
 
 Result<void> IoQueue::begin(Way way, uint64_t offset, std::byte* at, size_t size, uint32_t& pending) {
-    Request now{way, offset, at, size, &pending};
+    Request now{way, offset, at, size, &pending, false};
     if (!ring_) {
         ++pending;
         return do_now(now);
@@ -101,6 +102,7 @@ Result<void> IoQueue::begin(Way way, uint64_t offset, std::byte* at, size_t size
 Result<void> IoQueue::submit(Request& request) {
     io_uring_sqe* const sqe = ::io_uring_get_sqe(&ring_->ring);
     if (sqe == nullptr) return Error(ErrorCode::kInternal, "an io_uring has no room for a request");
+    request.direct = file_.direct();
     const auto size = static_cast<unsigned>(request.left);
     if (request.way == Way::kRead)
         ::io_uring_prep_read(sqe, file_.fd(), request.at, size, request.offset);
@@ -140,7 +142,8 @@ Result<void> IoQueue::reap_one() {
 // What a read or write has come to. More is left to do when `left` is not 0.
 Result<void> IoQueue::ended(Request& request, ssize_t result) {
     if (result == -EINTR || result == -EAGAIN) return {};
-    if (result == -EINVAL && file_.direct()) return file_.give_up_direct();
+    if (result == -EINVAL && request.direct) // of several in flight the first gives it up for all
+        return file_.direct() ? file_.give_up_direct() : Result<void>();
     if (result < 0) return failed(request, static_cast<int>(-result));
     if (result == 0)
         return Error(ErrorCode::kRefused,
@@ -154,6 +157,7 @@ Result<void> IoQueue::ended(Request& request, ssize_t result) {
 
 Result<void> IoQueue::do_now(Request& request) {
     while (request.left > 0) {
+        request.direct = file_.direct();
         const auto at = static_cast<off_t>(request.offset);
         const ssize_t result = request.way == Way::kRead ? ::pread(file_.fd(), request.at, request.left, at)
                                                          : ::pwrite(file_.fd(), request.at, request.left, at);

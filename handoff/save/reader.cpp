@@ -70,8 +70,8 @@ Result<std::string> Reader::read_plain(uint64_t offset, uint64_t size) {
     if (!copy)
         return Error(
             ErrorCode::kSystem, "there is no memory for " + std::to_string(whole) + " bytes", ENOMEM);
+    uint32_t pending = 0; // outlives the queue
     IoQueue queue(*file_, 1, Engine::kCalls);
-    uint32_t pending = 0;
     TRY(queue.read(offset, {copy.get(), whole}, pending));
     return std::string(reinterpret_cast<const char*>(copy.get()), size);
 }
@@ -153,10 +153,10 @@ Result<void> Reader::read_chunks(size_t block, std::span<std::byte> ram, Work& w
 }
 
 Result<void> Reader::read_chunk(size_t block, uint64_t chunk, std::span<std::byte> into) {
+    uint32_t pending = 0; // outlives the queue
     IoQueue queue(*file_, options_.depth, options_.engine);
     const PageMap& written = blocks_.at(block).written;
     const PageRun pages = pages_of_chunk(chunk, written.pages());
-    uint32_t pending = 0;
     Result<void> begun;
     written.runs(pages, [&](PageRun run) {
         if (begun)

@@ -33,6 +33,10 @@ struct Writer::Pass {
     Block& block;
     const std::byte* ram;
     const PageMap& which;
+    uint64_t sum(uint64_t chunk) const {
+        const PageRun pages = pages_of_chunk(chunk, block.written.pages());
+        return sum_of_pages(block.written, pages, ram + pages.first * kPage);
+    }
 };
 
 Writer::Writer(std::string directory, const std::vector<BlockSpec>& blocks, IoOptions options)
@@ -49,6 +53,7 @@ Writer::Writer(std::string directory, const std::vector<BlockSpec>& blocks, IoOp
         if (block.spec.place != Place::kHere) continue;
         block.written = PageMap(pages_in(block.spec.size));
         block.sums.resize(chunks_in(block.spec.size));
+        block.sum_due.resize(chunks_in(block.spec.size));
     }
 }
 
@@ -95,16 +100,21 @@ Result<void> Writer::write_pages(size_t block, std::span<const std::byte> ram, c
     Pass pass{b, ram.data(), which};
     Work work(chunks_in(b.spec.size), options_.cancel_fd);
     return in_threads(options_.threads, work, [&]() -> Result<void> {
+        uint32_t pending = 0; // outlives the queue
         IoQueue queue(*file_, options_.depth, options_.engine);
         if (options_.engine == Engine::kRing && queue.engine() != Engine::kRing) without_ring_ = true;
-        uint32_t pending = 0;
+        std::vector<uint64_t> whole; // chunks that were written and summed from RAM
         for (uint64_t chunk = 0; work.take(chunk);)
-            TRY(write_chunk(pass, queue, chunk, pending));
-        return queue.await(pending);
+            TRY(write_chunk(pass, queue, chunk, pending, whole));
+        TRY(queue.await(pending));
+        for (const uint64_t chunk : whole)
+            if (pass.sum(chunk) != b.sums[chunk]) b.sum_due[chunk] = 1;
+        return {};
     });
 }
 
-Result<void> Writer::write_chunk(Pass& pass, IoQueue& queue, uint64_t chunk, uint32_t& pending) {
+Result<void> Writer::write_chunk(
+    Pass& pass, IoQueue& queue, uint64_t chunk, uint32_t& pending, std::vector<uint64_t>& whole) {
     Block& block = pass.block;
     const PageRun pages = pages_of_chunk(chunk, block.written.pages());
     bool touched = false;
@@ -136,7 +146,47 @@ Result<void> Writer::write_chunk(Pass& pass, IoQueue& queue, uint64_t chunk, uin
         bytes_written_ += bytes.size();
         TRY(queue.write(block.layout.pages_at + run.first * kPage, bytes, pending));
     }
-    block.sums[chunk] = sum_of_pages(block.written, pages, pass.ram + pages.first * kPage);
+    uint64_t in_pass = 0, in_file = 0;
+    for (const PageRun run : data)
+        in_pass += run.count;
+    block.written.runs(pages, [&](PageRun run) { in_file += run.count; });
+    block.sum_due[chunk] = in_pass < in_file ? 1 : 0;
+    if (in_pass < in_file) return {};
+    block.sums[chunk] = pass.sum(chunk);
+    whole.push_back(chunk);
+    return {};
+}
+
+// RAM may change under the hands of its writer, also while the guest stands still: a disk's read that is in
+// flight lands there. So where RAM is not what it was before it was written, or is not what has been written,
+// it is the file that is summed.
+Result<void> Writer::sum_what_is_due() {
+    for (Block& block : blocks_) {
+        Work work(block.sums.size(), options_.cancel_fd);
+        auto summed = in_threads(options_.threads, work, [&]() -> Result<void> {
+            const std::unique_ptr<std::byte, FreeDeleter> bytes(
+                static_cast<std::byte*>(std::aligned_alloc(kPage, kChunk)));
+            if (!bytes) return Error(ErrorCode::kSystem, "there is no memory for a chunk", ENOMEM);
+            uint32_t pending = 0; // outlives the queue
+            IoQueue queue(*file_, options_.depth, options_.engine);
+            for (uint64_t chunk = 0; work.take(chunk);) {
+                if (block.sum_due[chunk] == 0) continue;
+                const PageRun pages = pages_of_chunk(chunk, block.written.pages());
+                Result<void> begun;
+                block.written.runs(pages, [&](PageRun run) {
+                    const std::span<std::byte> into(
+                        bytes.get() + (run.first - pages.first) * kPage, run.count * kPage);
+                    if (begun) begun = queue.read(block.layout.pages_at + run.first * kPage, into, pending);
+                });
+                TRY(begun);
+                TRY(queue.await(pending));
+                block.sums[chunk] = sum_of_pages(block.written, pages, bytes.get());
+                block.sum_due[chunk] = 0;
+            }
+            return {};
+        });
+        TRY(summed);
+    }
     return {};
 }
 
@@ -159,8 +209,8 @@ Result<void> Writer::write_plain(uint64_t offset, std::string_view bytes) {
         return Error(ErrorCode::kSystem, "there is no memory for " + std::to_string(size) + " bytes", ENOMEM);
     std::memcpy(copy.get(), bytes.data(), bytes.size());
     std::memset(copy.get() + bytes.size(), 0, size - bytes.size());
+    uint32_t pending = 0; // outlives the queue
     IoQueue queue(*file_, 1, Engine::kCalls);
-    uint32_t pending = 0;
     TRY(queue.write(offset, {copy.get(), size}, pending));
     return queue.await(pending);
 }
@@ -186,6 +236,7 @@ Result<void> Writer::finish(std::string_view state) {
     if (state.empty() || state.size() > kMaxStateBytes)
         return Error(
             ErrorCode::kInternal, "a state of " + std::to_string(state.size()) + " bytes is not saved");
+    TRY(sum_what_is_due());
     Header header;
     header.state_size = state.size();
     header.state_sum = checksum(state);

@@ -53,12 +53,15 @@ private:
         BlockLayout layout;
         PageMap written;
         std::vector<uint64_t> sums;
+        std::vector<uint8_t> sum_due; // of each chunk: what is in the file is summed by finish()
     };
     struct Pass; // one call of write_pages()
 
     Writer(std::string directory, const std::vector<BlockSpec>& blocks, IoOptions options);
     Result<void> open();
-    Result<void> write_chunk(Pass& pass, IoQueue& queue, uint64_t chunk, uint32_t& pending);
+    Result<void> write_chunk(
+        Pass& pass, IoQueue& queue, uint64_t chunk, uint32_t& pending, std::vector<uint64_t>& whole);
+    Result<void> sum_what_is_due();
     Result<void> make_hole(const Block& block, PageRun run);
     Result<uint64_t> write_tables(const Block& block);
     Result<void> write_plain(uint64_t offset, std::string_view bytes);

@@ -29,7 +29,10 @@ Result<uint64_t> start_ticks_of(pid_t pid) {
         return Error(ErrorCode::kNotFound, "there is no process " + std::to_string(pid));
     std::istringstream fields(text->substr(name_end + 1));
     std::string field;
-    for (int number = 3; number <= kStartTime; ++number)
+    fields >> field; // its state
+    if (field == "Z" || field == "X")
+        return Error(ErrorCode::kNotFound, "process " + std::to_string(pid) + " has ended");
+    for (int number = 4; number <= kStartTime; ++number)
         fields >> field;
     return std::strtoull(field.c_str(), nullptr, 10);
 }

@@ -15,10 +15,11 @@ bool is_one_of(const std::array<string_view, N>& all, string_view word) {
 }
 
 // Options that have no value; all others have one.
-constexpr std::array<string_view, 21> kBare = {"-S", "-daemonize", "-nodefaults", "-no-user-config",
+constexpr std::array<string_view, 26> kBare = {"-S", "-daemonize", "-nodefaults", "-no-user-config",
     "-no-reboot", "-no-shutdown", "-nographic", "-snapshot", "-enable-kvm", "-no-hpet", "-no-acpi",
     "-no-fd-bootchk", "-usb", "-s", "-full-screen", "-curses", "-no-quit", "-portrait", "-only-migratable",
-    "-win2k-hack", "-singlestep"};
+    "-win2k-hack", "-singlestep", "-mem-prealloc", "-preconfig", "-enable-sync-profile", "-xen-attach",
+    "-xen-domid-restrict"};
 // Of one process, not of the guest.
 constexpr std::array<string_view, 9> kDropped = {
     "-S", "-daemonize", "-qmp", "-qmp-pretty", "-monitor", "-mon", "-pidfile", "-incoming", "-loadvm"};
@@ -87,9 +88,28 @@ bool is_on_standard_output(const Option& option) {
            (option.name == "-chardev" && option.value.starts_with("stdio"));
 }
 
+// See command_line.cpp: what is said here of a guest that others have started.
+std::string own_ioapic(const Option& option) {
+    const std::string& value = option.value;
+    const bool split = value_of(value, "kernel-irqchip") == "split" ||
+                       value_of(value, "kernel_irqchip") == "split" || value_of(value, "ioapic2") == "on";
+    const std::string text = "," + value;
+    const bool microvm = contains(text, ",microvm") || contains(text, "type=microvm");
+    const bool kernels =
+        value_of(value, "ioapic2") == "off" &&
+        (value_of(value, "kernel-irqchip") == "on" || value_of(value, "kernel_irqchip") == "on");
+    if (!split && (!microvm || kernels)) return {};
+    return "leaves the IOAPIC to QEMU: an interrupt that is being served would never end after an update; "
+           "start it with ioapic2=off (microvm) and kernel-irqchip=on";
+}
+
 // What goes wrong when a second QEMU has this option; empty when nothing does.
 std::string obstacle(const Option& option) {
     const std::string& value = option.value;
+    if (!option.name.starts_with("-") || value.starts_with("-"))
+        return "is not understood: the word before it may be an option without a value";
+    if (option.name == "-machine" || option.name == "-M" || option.name == "-accel")
+        if (std::string why = own_ioapic(option); !why.empty()) return why;
     if (is_one_of(kListening, option.name) || (option.name == "-vnc" && value != "none"))
         return "listens, and a second QEMU cannot listen at the same place";
     if (listens(value)) return "listens at a socket, which the next QEMU would take away from this one";

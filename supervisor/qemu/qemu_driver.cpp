@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "handoff/base/fd.hpp"
 #include "supervisor/kept_vmms.hpp"
@@ -20,6 +21,7 @@ constexpr auto kLaunchTime = std::chrono::seconds(30);
 constexpr auto kAnswerTime = std::chrono::seconds(5);
 constexpr auto kFindTime = std::chrono::seconds(2);
 constexpr auto kOthersEndTime = std::chrono::seconds(3); // of QEMUs that have no monitor yet
+constexpr auto kLook = std::chrono::milliseconds(50);
 constexpr auto kQuitTime = std::chrono::seconds(2);
 constexpr auto kPagesTime =
     std::chrono::seconds(60); // for the pages of an update by postcopy; then once more
@@ -33,9 +35,9 @@ QemuDriver::QemuDriver(const VmConfig& config, const Paths& paths)
 // Of all QEMUs that a former supervisor has left, the owner runs the guest and all others end.
 Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
     TRY(folder_.make());
-    TRY_ASSIGN(const auto adopted, find_adopted(folder_.path()));
     const Deadline settled = Deadline::after(kOthersEndTime);
     for (bool anybody = true; anybody && !vmm_;) {
+        TRY_ASSIGN(const auto adopted, find_adopted(folder_.path()));
         std::vector<QemuProcess> found;
         Result<void> done;
         const auto monitors = folder_.monitors(kept);
@@ -53,8 +55,14 @@ Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
                                                        process.error().message + "); end it, or wait");
             }
         }
-        if (adopted && std::none_of(found.begin(), found.end(),
-                           [](const auto& each) { return each.participant() == kAdoptedParticipant; }))
+        const bool missing = adopted && std::none_of(found.begin(), found.end(), [](const auto& each) {
+            return each.participant() == kAdoptedParticipant;
+        });
+        if (done && missing && found.empty() && !settled.passed()) {
+            std::this_thread::sleep_for(kLook); // it may be on its way out
+            continue;
+        }
+        if (done && missing)
             done = Error(ErrorCode::kBusy,
                 "the QEMU that was adopted lives (pid " + std::to_string(adopted->pid) +
                     "), but nobody listens at its monitor; end it, or make its socket anew");
@@ -65,7 +73,7 @@ Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
                 process.forget();
         TRY(done);
         if (vmm_) break;
-        TRY_ASSIGN(const bool nobody, folder_.nobody_lives(Deadline::after(std::chrono::milliseconds(50))));
+        TRY_ASSIGN(const bool nobody, folder_.nobody_lives(Deadline::after(kLook)));
         anybody = !nobody;
         if (anybody && settled.passed())
             return Error(ErrorCode::kBusy, "a QEMU of this VM lives, but none answers at a monitor in " +

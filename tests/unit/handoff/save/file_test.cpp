@@ -73,6 +73,24 @@ TEST_CASE("pages that change between two passes are in the file as they were las
     CHECK(page == std::string(kPage, '\0'));
 }
 
+TEST_CASE(
+    "RAM that changes unseen in a chunk of which another page is written does not make the save unreadable") {
+    const tests::TemporaryFolder folder;
+    const SmallGuest guest;
+    auto writer = must(Writer::create(folder.at(""), guest.blocks));
+    must(writer->write_pages(0, guest.ram0.bytes(), all_pages(guest.blocks[0].size)));
+    must(writer->write_pages(1, guest.ram1.bytes(), all_pages(guest.blocks[1].size)));
+    guest.ram0.fill(2, 99); // as a disk's read does that nobody has been told of yet
+    guest.ram0.fill(1, 99);
+    PageMap dirty(pages_in(guest.blocks[0].size));
+    dirty.set(1);
+    must(writer->write_pages(0, guest.ram0.bytes(), dirty));
+    guest.ram0.fill(2); // as it was
+    must(writer->finish(sample_guest(guest.blocks).SerializeAsString()));
+    must(writer->publish());
+    CHECK(must(read_and_compare(writer->path(), guest)));
+}
+
 TEST_CASE("a block beside has no pages in the file") {
     const tests::TemporaryFolder folder;
     const std::vector<BlockSpec> blocks = {{"ram0", 64 * kMib, Place::kBeside}};
