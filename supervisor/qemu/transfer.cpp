@@ -71,6 +71,13 @@ Result<void> Transfer::look() {
     return {};
 }
 
+bool Transfer::settle_without_source(Deadline deadline) {
+    const auto whole = has_come_whole(destination_.qemu, deadline);
+    if (!whole || !*whole) return false;
+    source_.completed = destination_.completed = true;
+    return true;
+}
+
 void Transfer::look_at_destination() {
     static_cast<void>(note(destination_));
 }
@@ -84,6 +91,7 @@ Result<void> Transfer::ask_destination() {
 
 Result<void> Transfer::note(Side& side) {
     const auto arrived = side.qemu.monitor().take_arrived();
+    side.gone = !arrived && arrived.error().code == ErrorCode::kPeerGone;
     auto& events = side.qemu.monitor().events();
     for (auto next = events.begin(); next != events.end();) {
         // An end of the guest stays, for whoever listens after the update.
