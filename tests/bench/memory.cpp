@@ -67,7 +67,7 @@ double mib_of(uint64_t bytes) {
 }
 
 // Here guest RAM is the processes' own memory, and counted.
-int measure_private(unsigned memory_mib, unsigned updates) {
+int measure_private(unsigned memory_mib, unsigned updates, unsigned vcpus) {
     const MemoryGroup group;
     LiveVmOptions options;
     options.vmm = kQemuPath;
@@ -76,6 +76,7 @@ int measure_private(unsigned memory_mib, unsigned updates) {
     options.cmdline = "touch=4096";
     options.backing = "private";
     options.memory_mib = memory_mib;
+    options.vcpus = vcpus;
     options.update_toml = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
     auto vm = LiveVm::start(options);
     if (!vm || !(*vm)->guest_started()) {
@@ -121,18 +122,19 @@ int measure_private(unsigned memory_mib, unsigned updates) {
 
 int main(int argc, char** argv) {
     CLI::App app{"Extra host memory during an update"};
-    unsigned memory_mib = 256, updates = 10;
+    unsigned memory_mib = 256, updates = 10, vcpus = 1;
     app.add_option("--memory", memory_mib, "MiB");
     app.add_option("--updates", updates);
     bool apart = false;
     app.add_flag(
         "--private", apart, "a QEMU guest of private RAM, all of it in use, which is moved by postcopy");
+    app.add_option("--vcpus", vcpus, "of that guest: each goes through a part of RAM of its own");
     CLI11_PARSE(app, argc, argv);
     if (const std::string why = why_no_kvm(); !why.empty()) {
         std::printf("SKIPPED: %s\n", why.c_str());
         return 0;
     }
-    if (apart) return measure_private(memory_mib, updates);
+    if (apart) return measure_private(memory_mib, updates, vcpus);
     LiveVmOptions options;
     options.memory_mib = memory_mib;
     options.witness = false;
