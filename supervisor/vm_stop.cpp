@@ -81,6 +81,8 @@ void VmSupervisor::finish_stop(std::string_view guest, Deadline vmm_deadline) {
     stop_timer_.reset();
     unwatch();
     driver_->end(vmm_deadline);
+    if (const std::string how = driver_->how_it_ended(); !how.empty())
+        spdlog::info("{}: its VMM {}", config_.name, how);
     keep_for_successor(); // nothing of this guest
     // What we made ourselves; a file with the guest's words is the user's.
     if (config_.console != ConsoleType::kFile) ::unlink(console_path(config_, paths_).c_str());

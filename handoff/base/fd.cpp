@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <cstdio>
 
@@ -79,6 +80,21 @@ Result<UniqueFd> unix_connect(const std::string& path, int type) {
     TRY_ASSIGN(UniqueFd socket, checked(::socket(AF_UNIX, type | SOCK_CLOEXEC, 0), "socket"));
     if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) < 0)
         return Error::from_errno("connect to " + path);
+    return socket;
+}
+
+// connect(2) of a full queue says EAGAIN, and nothing tells when there is room.
+Result<UniqueFd> unix_connect(const std::string& path, int type, Deadline deadline) {
+    TRY_ASSIGN(const sockaddr_un address, unix_address(path));
+    TRY_ASSIGN(UniqueFd socket, checked(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), "socket"));
+    while (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) < 0) {
+        if (errno != EAGAIN && errno != EINTR) return Error::from_errno("connect to " + path);
+        if (deadline.passed())
+            return Error(ErrorCode::kTimeout,
+                "connect to " + path + ": whoever listens there takes no more connections; it may hang");
+        ::usleep(1000);
+    }
+    if (::fcntl(socket.get(), F_SETFL, 0) < 0) return Error::from_errno("fcntl of a socket");
     return socket;
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "handoff/base/deadline.hpp"
 #include "handoff/base/result.hpp"
 #include "handoff/base/unique_fd.hpp"
 
@@ -22,6 +23,8 @@ Result<UniqueFd> pidfd_getfd(int pidfd, int number);
 Result<std::pair<UniqueFd, UniqueFd>> socketpair(int type);
 Result<UniqueFd> unix_listen(const std::string& path, int type, int backlog);
 Result<UniqueFd> unix_connect(const std::string& path, int type);
+// For a listener that may hang with its queue full, where the other one would wait for good. kTimeout.
+Result<UniqueFd> unix_connect(const std::string& path, int type, Deadline deadline);
 
 // Reads a whole file; more than `limit` bytes is an error.
 Result<std::string> read_file(const std::string& path, size_t limit = size_t{64} << 20);

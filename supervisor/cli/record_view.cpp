@@ -31,9 +31,16 @@ std::string change(const UpdateRecord& r) {
 
 std::string blackout(const UpdateRecord& r) {
     if (!r.blackout_us) return "";
-    const std::string predicted =
-        r.predicted_blackout_us ? " (predicted " + span(*r.predicted_blackout_us) + ")" : "";
-    return ", blackout " + span(*r.blackout_us) + predicted;
+    std::string more;
+    if (r.predicted_blackout_us) more = "predicted " + span(*r.predicted_blackout_us);
+    // In whole milliseconds, and of what the source does alone.
+    if (r.vmm_downtime_us) {
+        if (!more.empty()) more += ", ";
+        more +=
+            "QEMU's own figure " +
+            (*r.vmm_downtime_us < 1000 ? "under 1 ms" : std::to_string(*r.vmm_downtime_us / 1000) + " ms");
+    }
+    return ", blackout " + span(*r.blackout_us) + (more.empty() ? "" : " (" + more + ")");
 }
 
 std::string forecast(const UpdateRecord& r) {

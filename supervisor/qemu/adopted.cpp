@@ -20,6 +20,10 @@ std::string file_in(const std::string& folder) {
     return folder + "/adopted.json";
 }
 
+std::string link_in(const std::string& folder) {
+    return folder + "/qmp-" + std::to_string(kAdoptedParticipant) + ".sock";
+}
+
 } // namespace
 
 Result<uint64_t> start_ticks_of(pid_t pid) {
@@ -55,10 +59,17 @@ Result<void> keep_adopted(const std::string& folder, const AdoptedQemu& adopted,
     const nlohmann::json json = {
         {"pid", adopted.pid}, {"start_ticks", adopted.start_ticks}, {"arguments", adopted.arguments}};
     TRY(fd::write_file_atomically(file_in(folder), json.dump() + "\n", 0600));
-    const std::string link = folder + "/qmp-" + std::to_string(kAdoptedParticipant) + ".sock";
+    const std::string link = link_in(folder);
     if (::unlink(link.c_str()) < 0 && errno != ENOENT) return Error::from_errno("remove " + link);
     if (::symlink(monitor.c_str(), link.c_str()) < 0) return Error::from_errno("link " + link);
     return {};
+}
+
+void drop_adopted(const std::string& folder) {
+    struct stat status {};
+    const std::string link = link_in(folder);
+    if (::lstat(link.c_str(), &status) == 0 && S_ISLNK(status.st_mode)) ::unlink(link.c_str());
+    ::unlink(file_in(folder).c_str());
 }
 
 Result<std::optional<AdoptedQemu>> find_adopted(const std::string& folder) {

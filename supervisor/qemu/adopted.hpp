@@ -23,6 +23,8 @@ struct AdoptedQemu {
 // `folder`: of the VM's monitors; made where it is not there. `monitor`: an absolute path, to which the
 // monitor's socket in the folder becomes a link.
 Result<void> keep_adopted(const std::string& folder, const AdoptedQemu& adopted, const std::string& monitor);
+// Takes back what keep_adopted() has left, all or half of it; nothing else.
+void drop_adopted(const std::string& folder);
 // Empty when there is none, or when its process has ended.
 Result<std::optional<AdoptedQemu>> find_adopted(const std::string& folder);
 

@@ -13,6 +13,7 @@
 #include "supervisor/qemu/qemu_update.hpp"
 #include "supervisor/qemu/recovery.hpp"
 #include "supervisor/qemu/run_state.hpp"
+#include "supervisor/qemu/strays.hpp"
 
 namespace liveupdate::supervisor::qemu {
 namespace {
@@ -37,7 +38,9 @@ Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
     TRY(folder_.make());
     const Deadline settled = Deadline::after(kOthersEndTime);
     for (bool anybody = true; anybody && !vmm_;) {
+        end_waiting_destination(folder_);
         TRY_ASSIGN(const auto adopted, find_adopted(folder_.path()));
+        if (!adopted) drop_adopted(folder_.path()); // of one that has ended
         std::vector<QemuProcess> found;
         Result<void> done;
         const auto monitors = folder_.monitors(kept);
@@ -65,9 +68,9 @@ Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
         if (done && missing)
             done = Error(ErrorCode::kBusy,
                 "the QEMU that was adopted lives (pid " + std::to_string(adopted->pid) +
-                    "), but nobody listens at its monitor; end it, or make its socket anew");
+                    "), but does not listen at its monitor any more; end it, or put its socket back");
         if (done)
-            done = take_owner(std::move(found));
+            done = take_owner(std::move(found), kept);
         else
             for (QemuProcess& process : found)
                 process.forget();
@@ -85,29 +88,52 @@ Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
     return kept.contains("baton") ? Adoption::kEnded : Adoption::kNobody;
 }
 
-Result<void> QemuDriver::take_owner(std::vector<QemuProcess> found) {
-    const auto fail = [&](Error error) {
-        for (QemuProcess& process : found)
-            process.forget(); // one of them may run the guest, whatever is wrong with it or with us
-        guest_.reset();
-        return error;
-    };
-    handoff::BatonWord word;
+// Which of them the guest's word names, to vmm_; none when the guest is nobody's.
+Result<void> QemuDriver::find_owner(std::vector<QemuProcess>& found, const handoff::NamedFds& kept) {
     // One that somebody else has started knows no word: it is asked last.
     std::stable_partition(found.begin(), found.end(), [](const auto& each) { return !each.is_adopted(); });
     for (QemuProcess& process : found) {
-        if (process.is_adopted() && guest_) {
-            if (word.state != handoff::BatonState::kFree && word.owner == process.participant())
-                vmm_ = std::move(process);
-            continue;
+        if (!process.is_adopted() || !guest_) {
+            TRY_ASSIGN(auto guest, QemuGuest::from(process, kept, Deadline::after(kAnswerTime)));
+            if (!guest) continue;
+            guest_ = std::move(*guest);
         }
-        auto guest = QemuGuest::from(process);
-        if (!guest) return fail(std::move(guest).error());
-        guest_ = std::move(*guest);
-        word = guest_->baton->read();
+        const handoff::BatonWord word = guest_->baton->read();
         if (word.state != handoff::BatonState::kFree && word.owner == process.participant())
             vmm_ = std::move(process);
     }
+    if (!vmm_ && guest_) TRY(find_heir(found));
+    return {};
+}
+
+// The guest was on offer, and its owner has died: it lives where all of it has come.
+Result<void> QemuDriver::find_heir(std::vector<QemuProcess>& found) {
+    const handoff::BatonWord word = guest_->baton->read();
+    const auto heir = std::find_if(
+        found.begin(), found.end(), [&](const auto& each) { return each.participant() == word.heir; });
+    if (word.state != handoff::BatonState::kOffered || heir == found.end()) return {};
+    if (lives(folder_, word.owner))
+        return Error(ErrorCode::kBusy, "the QEMU that has the guest lives, but has no monitor any more");
+    TRY_ASSIGN(const bool whole, has_come_whole(*heir, Deadline::after(kPagesTime)));
+    if (!whole) return {};
+    if (!guest_->baton->take(word.heir))
+        return Error(ErrorCode::kInternal, "the guest was taken while nobody was there to take it");
+    spdlog::warn("{}: the QEMU that had the guest has died in an update; the other one has all of it, and "
+                 "runs it on",
+        config_.name);
+    vmm_ = std::move(*heir);
+    return {};
+}
+
+Result<void> QemuDriver::take_owner(std::vector<QemuProcess> found, const handoff::NamedFds& kept) {
+    const auto fail = [&](Error error) {
+        for (QemuProcess& process : found)
+            process.forget(); // one of them may run the guest, whatever is wrong with it or with us
+        vmm_.forget();
+        guest_.reset();
+        return error;
+    };
+    if (auto owner = find_owner(found, kept); !owner) return fail(std::move(owner).error());
     if (!vmm_) {
         found.clear(); // none of these may run the guest
         guest_.reset();
@@ -116,10 +142,7 @@ Result<void> QemuDriver::take_owner(std::vector<QemuProcess> found) {
     const auto rest = std::find_if(found.begin(), found.end(), [](const auto& each) { return bool(each); });
     QemuProcess* const other = rest == found.end() ? nullptr : &*rest;
     const auto owner = settle_postcopy(vmm_, other, *guest_->baton, Deadline::after(kPagesTime));
-    if (!owner) {
-        vmm_.forget();
-        return fail(owner.error());
-    }
+    if (!owner) return fail(owner.error());
     if (*owner == PostcopyOwner::kOther) std::swap(vmm_, *other);
     if (*owner == PostcopyOwner::kNobody) {
         spdlog::error(
@@ -129,10 +152,11 @@ Result<void> QemuDriver::take_owner(std::vector<QemuProcess> found) {
         guest_.reset();
         return {};
     }
-    word = guest_->baton->read();
+    const handoff::BatonWord word = guest_->baton->read();
     // The others end before the owner is made to run: a migration that was under way is over then.
     for (QemuProcess& process : found)
         if (process) process.kill();
+    end_all_beside(folder_, vmm_.participant());
     if (word.state == handoff::BatonState::kOffered && !guest_->baton->take_back(word.owner))
         return fail({ErrorCode::kInternal, "the guest was taken while nobody was there to take it"});
     // A supervisor that died between the word and the guest's first instruction has not come to this.

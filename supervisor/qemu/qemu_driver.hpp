@@ -35,7 +35,9 @@ public:
 
 private:
     Result<void> start_pinned(const OpenBinary& binary, const Shelter& shelter);
-    Result<void> take_owner(std::vector<QemuProcess> found);
+    Result<void> take_owner(std::vector<QemuProcess> found, const handoff::NamedFds& kept);
+    Result<void> find_owner(std::vector<QemuProcess>& found, const handoff::NamedFds& kept);
+    Result<void> find_heir(std::vector<QemuProcess>& found);
     Result<void> look_at_status(std::deque<GuestNews>& news);
 
     const VmConfig& config_;

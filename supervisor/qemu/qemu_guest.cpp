@@ -9,6 +9,7 @@
 #include "handoff/base/fd.hpp"
 #include "supervisor/guest_files.hpp"
 #include "supervisor/qemu/command_line.hpp"
+#include "supervisor/qemu/run_state.hpp"
 #include "supervisor/tap.hpp"
 
 namespace liveupdate::supervisor::qemu {
@@ -37,6 +38,10 @@ std::vector<int> device_numbers(const std::vector<std::string>& arguments) {
 
 Result<void> QemuGuest::make_baton() {
     TRY_ASSIGN(baton_fd, handoff::Baton::create_segment());
+    return map_baton();
+}
+
+Result<void> QemuGuest::map_baton() {
     TRY_ASSIGN(handoff::Baton mapped, handoff::Baton::map(baton_fd.get()));
     baton = std::make_unique<handoff::Baton>(std::move(mapped));
     return {};
@@ -71,18 +76,35 @@ Result<QemuGuest> QemuGuest::create(
     return guest;
 }
 
-Result<QemuGuest> QemuGuest::from(const QemuProcess& process) {
+Result<bool> QemuGuest::take_word(QemuProcess& process, const handoff::NamedFds& kept, Deadline deadline) {
+    TRY_ASSIGN(const RunState state, run_state(process, deadline));
+    if (const auto found = kept.find("baton"); found != kept.end()) {
+        TRY_ASSIGN(baton_fd, fd::dup(found->second.get()));
+        TRY(map_baton());
+        const handoff::BatonWord word = baton->read();
+        const bool own = word.state != handoff::BatonState::kFree && word.owner == process.participant();
+        if (!own && state.running)
+            return Error(ErrorCode::kBusy, "the QEMU with pid " + std::to_string(process.pid()) +
+                                               " runs the guest, but the baton is " + to_string(word) +
+                                               "; one of the two is wrong: end the QEMU, or stop the unit");
+        return true;
+    }
+    if (state.status == "postmigrate") return false;
+    TRY(make_baton());
+    if (!baton->claim(process.participant())) return Error(ErrorCode::kInternal, "a fresh baton is not free");
+    return true;
+}
+
+Result<std::optional<QemuGuest>> QemuGuest::from(
+    QemuProcess& process, const handoff::NamedFds& kept, Deadline deadline) {
     QemuGuest guest;
     TRY_ASSIGN(guest.arguments, process.guest_arguments());
     if (process.is_adopted()) {
-        TRY(guest.make_baton());
-        if (!guest.baton->claim(process.participant()))
-            return Error(ErrorCode::kInternal, "a fresh baton is not free");
-        return guest;
+        TRY_ASSIGN(const bool has_guest, guest.take_word(process, kept, deadline));
+        return has_guest ? std::optional<QemuGuest>(std::move(guest)) : std::nullopt;
     }
     TRY_ASSIGN(guest.baton_fd, process.take_fd(kBatonFd));
-    TRY_ASSIGN(handoff::Baton baton, handoff::Baton::map(guest.baton_fd.get()));
-    guest.baton = std::make_unique<handoff::Baton>(std::move(baton));
+    TRY(guest.map_baton());
     const auto has_ram = [](const std::string& argument) {
         return argument.find('"' + ram_path() + '"') != std::string::npos;
     };
@@ -95,7 +117,7 @@ Result<QemuGuest> QemuGuest::from(const QemuProcess& process) {
     // Of a pty alone; a console that is a file has none.
     if (guest.devices.contains(kConsoleFd))
         if (auto slave = process.take_fd(kConsoleSlaveFd)) guest.devices[kConsoleSlaveFd] = std::move(*slave);
-    return guest;
+    return std::optional<QemuGuest>(std::move(guest));
 }
 
 // QEMU tells the kinds apart by the name of the backend: a terminal is opened for both directions at once.

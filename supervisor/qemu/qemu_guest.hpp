@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,8 +30,10 @@ struct QemuGuest {
     static Result<QemuGuest> create(
         const VmConfig& config, const Paths& paths, const std::string& machine_type);
     // From a QEMU that has it; whether that one owns the guest is in the word. One that somebody else has
-    // started has no word, and gets one that names it.
-    static Result<QemuGuest> from(const QemuProcess& process);
+    // started has no word: it is what the service manager has kept, else a new one that names this QEMU, or
+    // nothing, when this QEMU has given the guest away. kBusy: it runs the guest, and may not.
+    static Result<std::optional<QemuGuest>> from(
+        QemuProcess& process, const handoff::NamedFds& kept, Deadline deadline);
 
     // What the character device of the console is to be in the QEMU that has the guest, for `chardev-change`;
     // null without a console. The others have it closed, so that they take nothing of what is typed.
@@ -41,6 +44,9 @@ struct QemuGuest {
 
 private:
     Result<void> make_baton();
+    Result<void> map_baton();
+    // Of one that somebody else has started. False: the guest is not its own any more.
+    Result<bool> take_word(QemuProcess& process, const handoff::NamedFds& kept, Deadline deadline);
 };
 
 // The machine type that this guest is pinned to, from the VM's state folder; the one that the VM file asks

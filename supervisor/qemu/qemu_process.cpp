@@ -11,7 +11,9 @@
 #include <cerrno>
 #include <charconv>
 #include <filesystem>
+#include <fstream>
 #include <optional>
+#include <sstream>
 
 #include "handoff/base/fd.hpp"
 #include "supervisor/kept_vmms.hpp"
@@ -22,10 +24,13 @@ namespace {
 
 constexpr auto kLook = std::chrono::milliseconds(1);
 constexpr auto kQuitTime = std::chrono::seconds(2);
+constexpr auto kCloseTime = std::chrono::seconds(1);
 constexpr std::string_view kPrefix = "qmp-";
 constexpr std::string_view kSuffix = ".sock";
 constexpr std::string_view kDeleted = " (deleted)";
 constexpr const char* kMonitorOption = "-qmp"; // the first of the arguments that belong to one process
+constexpr std::string_view kUnix = "unix:";
+constexpr std::string_view kListens = ",server=on,wait=off";
 
 // Commas of a value are doubled in QEMU's option syntax.
 std::string with_commas_doubled(const std::string& value) {
@@ -53,6 +58,29 @@ Result<pid_t> peer_of(int socket) {
     if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
         return Error::from_errno("ask who listens at QEMU's monitor");
     return peer.pid;
+}
+
+// A process closes its sockets a moment before it ends.
+bool ended(int pidfd) {
+    pollfd polled{pidfd, POLLIN, 0};
+    ::poll(&polled, 1, static_cast<int>(std::chrono::milliseconds(kCloseTime).count()));
+    return fd::process_gone(pidfd);
+}
+
+// As the kernel tells it in /proc/net/unix, without a connection: NUM REFS PROTOCOL FLAGS TYPE STATE INODE
+// PATH.
+bool is_listening(const std::string& path) {
+    constexpr unsigned long kAcceptsConnections = 0x10000; // __SO_ACCEPTCON
+    std::ifstream table("/proc/net/unix");
+    for (std::string line; std::getline(table, line);) {
+        if (!line.ends_with(" " + path)) continue;
+        std::istringstream words(line);
+        std::string skipped;
+        unsigned long flags = 0;
+        if (words >> skipped >> skipped >> skipped >> std::hex >> flags && (flags & kAcceptsConnections) != 0)
+            return true;
+    }
+    return false;
 }
 
 std::vector<std::string> cpr_channels(const MonitorFolder& folder) {
@@ -102,16 +130,28 @@ std::vector<MonitorFolder::Monitor> MonitorFolder::monitors(const handoff::Named
     return found;
 }
 
+std::string MonitorFolder::option(handoff::Participant participant) const {
+    return std::string(kUnix) + with_commas_doubled(socket(participant)) + std::string(kListens);
+}
+
+std::optional<handoff::Participant> MonitorFolder::whose_option(std::string_view argument) const {
+    const std::string folder = std::string(kUnix) + with_commas_doubled(path_) + "/";
+    if (!argument.starts_with(folder) || !argument.ends_with(kListens)) return std::nullopt;
+    argument.remove_prefix(folder.size());
+    argument.remove_suffix(kListens.size());
+    return participant_of(argument);
+}
+
 Result<UniqueFd> MonitorFolder::life() const {
-    TRY_ASSIGN(UniqueFd file, fd::open(path_ + "/life", O_RDWR | O_CREAT, 0600));
-    if (::flock(file.get(), LOCK_SH | LOCK_NB) < 0) return Error::from_errno("lock " + path_ + "/life");
+    TRY_ASSIGN(UniqueFd file, fd::open(life_file(), O_RDWR | O_CREAT, 0600));
+    if (::flock(file.get(), LOCK_SH | LOCK_NB) < 0) return Error::from_errno("lock " + life_file());
     return file;
 }
 
 Result<bool> MonitorFolder::nobody_lives(Deadline deadline) const {
-    TRY_ASSIGN(const UniqueFd file, fd::open(path_ + "/life", O_RDWR | O_CREAT, 0600));
+    TRY_ASSIGN(const UniqueFd file, fd::open(life_file(), O_RDWR | O_CREAT, 0600));
     while (::flock(file.get(), LOCK_EX | LOCK_NB) < 0) {
-        if (errno != EWOULDBLOCK && errno != EINTR) return Error::from_errno("lock " + path_ + "/life");
+        if (errno != EWOULDBLOCK && errno != EINTR) return Error::from_errno("lock " + life_file());
         if (deadline.passed()) return false;
         ::usleep(std::chrono::microseconds(kLook).count());
     }
@@ -129,8 +169,7 @@ Result<QemuProcess> QemuProcess::spawn(const OpenBinary& binary,
     if (::unlink(qemu.socket_.c_str()) < 0 && errno != ENOENT)
         return Error::from_errno("remove " + qemu.socket_);
     std::vector<std::string> arguments = guest_arguments;
-    arguments.insert(arguments.end(),
-        {kMonitorOption, "unix:" + with_commas_doubled(qemu.socket_) + ",server=on,wait=off", "-S"});
+    arguments.insert(arguments.end(), {kMonitorOption, folder.option(participant), "-S"});
     if (role == Role::kIncoming) arguments.insert(arguments.end(), {"-incoming", "defer"});
     if (role == Role::kCpr) {
         for (const std::string& channel : cpr_channels(folder))
@@ -161,7 +200,7 @@ Result<void> QemuProcess::connect(Deadline deadline, int cancel_fd) {
 
 Result<void> QemuProcess::open_monitor(Deadline deadline, int cancel_fd) {
     for (;;) {
-        auto socket = fd::unix_connect(socket_, SOCK_STREAM);
+        auto socket = fd::unix_connect(socket_, SOCK_STREAM, deadline.earlier(Deadline::after(kLook)));
         if (socket) {
             TRY_ASSIGN(const pid_t peer, peer_of(socket->get()));
             if (peer != pid())
@@ -175,9 +214,10 @@ Result<void> QemuProcess::open_monitor(Deadline deadline, int cancel_fd) {
     }
 }
 
-// Its sockets are there once it has come as far as to listen.
+// A socket's file is there before anybody listens at it, and who connects to look would be taken for the
+// source.
 Result<void> QemuProcess::await_cpr(const MonitorFolder& folder, Deadline deadline, int cancel_fd) {
-    while (::access(folder.cpr_socket().c_str(), F_OK) < 0) {
+    while (!is_listening(folder.cpr_socket())) {
         auto looked = look_again(deadline, cancel_fd);
         if (looked) continue;
         Error error = std::move(looked).error();
@@ -196,33 +236,45 @@ Result<void> QemuProcess::look_again(Deadline deadline, int cancel_fd) {
     return {};
 }
 
+// The socket of one that was adopted is a link, to wherever somebody else has put it: another QEMU may listen
+// there by now.
 Result<QemuProcess> QemuProcess::find(
     const MonitorFolder::Monitor& at, const MonitorFolder& folder, Deadline deadline) {
-    auto attached = attach(at.path, at.participant, deadline);
-    if (!attached) return attached;
-    attached->socket_ = folder.socket(at.participant);
-    if (at.participant != kAdoptedParticipant) return attached;
-    auto adopted = find_adopted(folder.path());
-    if (!adopted) {
-        attached->forget();
-        return std::move(adopted).error();
+    std::error_code problem;
+    if (!std::filesystem::is_symlink(folder.socket(at.participant), problem)) {
+        TRY_ASSIGN(QemuProcess qemu, attach(at.path, at.participant, deadline));
+        qemu.socket_ = folder.socket(at.participant);
+        return qemu;
     }
-    if (*adopted && (*adopted)->pid == attached->pid())
-        attached->adopted_arguments_ = std::move((*adopted)->arguments);
-    return attached;
+    TRY_ASSIGN(auto adopted, find_adopted(folder.path()));
+    if (!adopted) return Error(ErrorCode::kNotFound, "the QEMU that was adopted has ended");
+    TRY_ASSIGN(QemuProcess qemu, attach(at.path, at.participant, deadline, &*adopted));
+    qemu.socket_ = folder.socket(at.participant);
+    qemu.adopted_arguments_ = std::move(adopted->arguments);
+    return qemu;
 }
 
-Result<QemuProcess> QemuProcess::attach(
-    const std::string& socket_path, handoff::Participant participant, Deadline deadline) {
+Result<QemuProcess> QemuProcess::attach(const std::string& socket_path, handoff::Participant participant,
+    Deadline deadline, const AdoptedQemu* expected) {
     QemuProcess qemu;
     qemu.participant_ = participant;
     qemu.socket_ = socket_path;
-    auto socket = fd::unix_connect(qemu.socket_, SOCK_STREAM);
-    if (!socket) return Error(ErrorCode::kNotFound, socket.error().message);
+    auto socket = fd::unix_connect(qemu.socket_, SOCK_STREAM, deadline);
+    if (!socket && (socket.error().system_errno == ENOENT || socket.error().system_errno == ECONNREFUSED))
+        return Error(ErrorCode::kNotFound, socket.error().message);
+    if (!socket) return std::move(socket).error();
     TRY_ASSIGN(qemu.monitor_file_, fd::open(socket_path, O_PATH));
     TRY_ASSIGN(const pid_t peer, peer_of(socket->get()));
+    const auto pidfd = fd::pidfd_open(peer);
+    if (!pidfd) return Error(ErrorCode::kNotFound, "whoever listened at " + socket_path + " has ended");
+    if (expected != nullptr) {
+        const auto ticks = start_ticks_of(peer);
+        if (peer != expected->pid || !ticks || *ticks != expected->start_ticks)
+            return Error(ErrorCode::kNotFound,
+                "another process, " + std::to_string(peer) + ", listens at " + socket_path + " by now");
+    }
     auto monitor = QmpChannel::open(std::move(*socket), deadline);
-    if (!monitor && monitor.error().code == ErrorCode::kPeerGone)
+    if (!monitor && monitor.error().code == ErrorCode::kPeerGone && ended(pidfd->get()))
         return Error(ErrorCode::kNotFound, monitor.error().message);
     if (!monitor) return std::move(monitor).error();
     qemu.monitor_ = std::move(*monitor);

@@ -12,6 +12,7 @@
 #include "handoff/channel.hpp"
 #include "supervisor/child_process.hpp"
 #include "supervisor/open_binary.hpp"
+#include "supervisor/qemu/adopted.hpp"
 #include "supervisor/qemu/qmp.hpp"
 #include "supervisor/record.hpp"
 
@@ -34,6 +35,7 @@ public:
 
     Result<void> make() const;
     std::string socket(handoff::Participant participant) const;
+    std::string life_file() const { return path_ + "/life"; }
     std::string migration_socket() const { return path_ + "/migration.sock"; }
     std::string cpr_socket() const { return path_ + "/cpr.sock"; }
     // Where the participants have, or had, a monitor; `kept` by a service manager, which may lie here no
@@ -43,6 +45,10 @@ public:
         std::string path;
     };
     std::vector<Monitor> monitors(const handoff::NamedFds& kept) const;
+
+    // What `-qmp` of a participant is followed by; and whose it is, when it is one of this folder's.
+    std::string option(handoff::Participant participant) const;
+    std::optional<handoff::Participant> whose_option(std::string_view argument) const;
 
     // A descriptor for a QEMU that is about to be started: as long as any process has one of these open,
     // nobody_lives() is false.
@@ -72,13 +78,14 @@ public:
         const MonitorFolder& folder, const std::vector<ChildFd>& guest_fds, Deadline deadline, int cancel_fd);
     // To the monitor of one that was started with kCpr. Errors as spawn()'s.
     Result<void> connect(Deadline deadline, int cancel_fd);
-    // One that a former supervisor has started. kNotFound: nobody listens at its monitor. On any other error
-    // it lives on.
+    // One that a former supervisor has started, or adopted. kNotFound: nobody listens at its monitor, or it
+    // is no other's than somebody's who has nothing to do with the guest. On any other error it lives on.
     static Result<QemuProcess> find(
         const MonitorFolder::Monitor& at, const MonitorFolder& folder, Deadline deadline);
-    // Whoever listens at `socket`, whoever has started it. Errors as find()'s.
-    static Result<QemuProcess> attach(
-        const std::string& socket, handoff::Participant participant, Deadline deadline);
+    // Whoever listens at `socket`, whoever has started it; with `expected` only that process, and nobody else
+    // is sent anything. Errors as find()'s.
+    static Result<QemuProcess> attach(const std::string& socket, handoff::Participant participant,
+        Deadline deadline, const AdoptedQemu* expected = nullptr);
 
     explicit operator bool() const { return static_cast<bool>(process_); }
     bool alive() const { return process_.alive(); }
@@ -88,6 +95,8 @@ public:
     Result<nlohmann::json> execute(
         const std::string& command, nlohmann::json arguments, Deadline deadline, int cancel_fd = -1);
 
+    // Waits at most until the deadline for an end of its own accord; true when it has ended.
+    bool await_end(Deadline deadline) { return process_.await_end(deadline); }
     // Ends it in order, killing it at the deadline.
     void end(Deadline deadline);
     // SIGKILL, and waits until every thread is gone. What it said before is in its monitor's events.

@@ -21,6 +21,7 @@ constexpr auto kStartTime = std::chrono::seconds(2);  // from the order to migra
 constexpr auto kEndTime = std::chrono::seconds(10);   // for a source to close its images
 constexpr auto kRollbackTime = std::chrono::seconds(30);
 constexpr auto kNoWayBackTime = std::chrono::seconds(60); // for a destination that alone can run the guest
+constexpr auto kCloseTime = std::chrono::seconds(1);      // between the end of a monitor and of its process
 constexpr auto kProbationStep = std::chrono::milliseconds(100);
 
 handoff::Participant next_participant(handoff::Participant current) {
@@ -141,7 +142,7 @@ Result<void> QemuUpdate::await_transfer() {
     std::optional<Deadline> limit; // from the guest's stop, or from where there is no way back
     bool past_return = false;
     for (;;) {
-        TRY(transfer_->look());
+        TRY(look());
         if (transfer_->loaded()) return {};
         if (transfer_->stopped_us() && !limit) limit = Deadline::after(at_.config.blackout_limit);
         if (transfer_->past_return() && !std::exchange(past_return, true))
@@ -155,6 +156,15 @@ Result<void> QemuUpdate::await_transfer() {
     }
 }
 
+// A source that is dead is not missed by a destination that has all of the guest.
+Result<void> QemuUpdate::look() {
+    auto looked = transfer_->look();
+    if (looked || !transfer_->source_is_gone()) return looked;
+    if (!at_.source.await_end(Deadline::after(kCloseTime))) return looked;
+    if (!transfer_->settle_without_source(Deadline::after(kNoWayBackTime))) return looked;
+    return {};
+}
+
 Result<void> QemuUpdate::commit() {
     if (!at_.guest.baton->take(destination_.participant()))
         return Error(ErrorCode::kInternal, "the guest is not on offer to the destination");
@@ -166,7 +176,6 @@ Result<void> QemuUpdate::commit() {
         transfer_->look_at_destination();
     }
     ran_ = runs || transfer_->resumed_us();
-    pages_missing_ = ran_ && !transfer_->finished();
     if (!runs) return std::move(runs).error().context("let the destination run the guest");
     log_.enter(Phase::kProbation);
     const auto &stopped = transfer_->stopped_us(), &resumed = transfer_->resumed_us();
@@ -199,12 +208,11 @@ Result<void> QemuUpdate::let_run() {
 // nothing any more that could be gone back to.
 Result<void> QemuUpdate::fetch_pages() {
     while (!transfer_->finished()) {
-        TRY(transfer_->look().context("the guest's pages"));
+        TRY(look().context("the guest's pages"));
         if (transfer_->finished()) break;
         transfer_->wait(Deadline::after(kProbationStep));
     }
-    pages_missing_ = false;
-    if (const auto us = downtime_us(at_.source, Deadline::after(kAnswerTime)); us && *us > 0)
+    if (const auto us = downtime_us(at_.source, Deadline::after(kAnswerTime)))
         log_.record().vmm_downtime_us = *us;
     at_.source.end(Deadline::after(kEndTime));
     return {};
@@ -276,7 +284,8 @@ void QemuUpdate::end_with(const Error& error) {
 
 // The destination has run the guest: what the source has is old, or not all of it.
 void QemuUpdate::end_after_commit(const Error& error) {
-    if (pages_missing_) destination_.kill();
+    if (!transfer_->finished() && !transfer_->settle_without_source(Deadline::after(kNoWayBackTime)))
+        destination_.kill(); // it lacks pages
     const bool lives = destination_.alive();
     log_.record().outcome = lives ? Outcome::kFailed : Outcome::kLost;
     at_.source.kill();

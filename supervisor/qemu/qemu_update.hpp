@@ -50,6 +50,7 @@ private:
     Result<void> spawn_destination(QemuProcess::Role role);
     Result<void> choose();
     Result<void> await_transfer();
+    Result<void> look();
     void end_with(const Error& error);
     void end_after_commit(const Error& error);
     void lose(const Error& error);
@@ -65,8 +66,7 @@ private:
     QemuProcess destination_;
     std::optional<Transfer> transfer_;
     bool offered_ = false;
-    bool ran_ = false;           // the destination may have executed guest code
-    bool pages_missing_ = false; // the destination runs the guest, and cannot go on without the source
+    bool ran_ = false; // the destination may have executed guest code
     std::optional<OpenBinary> previous_;
 };
 

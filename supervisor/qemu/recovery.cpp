@@ -24,17 +24,12 @@ Result<bool> is_by_postcopy(QemuProcess& source, Deadline deadline) {
     return false;
 }
 
-// Until all pages have crossed. kOther stands for the destination.
-Result<PostcopyOwner> await_pages(QemuProcess& source, QemuProcess& destination, Deadline deadline) {
-    for (;; pause()) {
-        if (!source.alive() || !destination.alive()) break;
-        TRY_ASSIGN(const std::string there, migration_status(destination, deadline));
-        if (there == "completed") return PostcopyOwner::kOther;
-        if (there == "postcopy-paused" || there == "failed") break;
-        if (deadline.passed())
-            return Error(ErrorCode::kTimeout, "pages of the guest's RAM are still on their way");
-    }
-    return PostcopyOwner::kNobody;
+// Until all pages have crossed; a source that ends too early makes the destination say so. kOther stands for
+// the destination.
+Result<PostcopyOwner> await_pages(QemuProcess& destination, Deadline deadline) {
+    TRY_ASSIGN(const bool whole,
+        has_come_whole(destination, deadline).context("pages of the guest's RAM are still on their way"));
+    return whole ? PostcopyOwner::kOther : PostcopyOwner::kNobody;
 }
 
 // The guest is on offer; whether the source was told to begin with postcopy nobody knows any more. So it is
@@ -46,7 +41,14 @@ Result<PostcopyOwner> go_on(
         return PostcopyOwner::kOwner; // not even begun
     TRY(started);
     for (;; pause()) {
-        TRY_ASSIGN(const std::string here, migration_status(source, deadline));
+        const auto status = migration_status(source, deadline);
+        if (!status && source.alive()) return status.error();
+        if (!status) {
+            TRY_ASSIGN(const bool whole, has_come_whole(destination, deadline));
+            if (!whole) return PostcopyOwner::kNobody;
+            break;
+        }
+        const std::string& here = *status;
         if (here == "failed" || here == "cancelled") return PostcopyOwner::kOwner;
         const auto there = migration_status(destination, deadline);
         const bool gone = !there && there.error().code == ErrorCode::kPeerGone;
@@ -58,7 +60,7 @@ Result<PostcopyOwner> go_on(
     if (!baton.take(destination.participant()))
         return Error(ErrorCode::kInternal, "the guest is not on offer to the destination");
     TRY(destination.execute("cont", nullptr, deadline));
-    return await_pages(source, destination, deadline);
+    return await_pages(destination, deadline);
 }
 
 } // namespace
@@ -77,9 +79,9 @@ Result<PostcopyOwner> settle_postcopy(
     const auto here = migration_status(owner, deadline);
     if (!here) return here.error();
     if (!here->starts_with("postcopy")) return PostcopyOwner::kOwner;
-    if (*here == "postcopy-paused" || other == nullptr) return PostcopyOwner::kNobody;
+    if (*here == "postcopy-paused") return PostcopyOwner::kNobody;
     TRY(owner.execute("cont", nullptr, deadline));
-    TRY_ASSIGN(const PostcopyOwner found, await_pages(*other, owner, deadline));
+    TRY_ASSIGN(const PostcopyOwner found, await_pages(owner, deadline));
     return found == PostcopyOwner::kOther ? PostcopyOwner::kOwner : found;
 }
 

@@ -62,10 +62,18 @@ Result<bool> has_all_pages(QemuProcess& source, Deadline deadline) {
     return !started;
 }
 
-Result<uint64_t> downtime_us(QemuProcess& qemu, Deadline deadline) {
+Result<bool> has_come_whole(QemuProcess& destination, Deadline deadline) {
+    const auto status = settled_migration(destination, deadline);
+    if (!status && status.error().code == ErrorCode::kPeerGone) return false;
+    if (!status) return status.error();
+    return *status == "completed";
+}
+
+Result<std::optional<uint64_t>> downtime_us(QemuProcess& qemu, Deadline deadline) {
     TRY_ASSIGN(const nlohmann::json answer, qemu.execute("query-migrate", nullptr, deadline));
     const auto ms = answer.find("downtime");
-    return ms != answer.end() && ms->is_number_unsigned() ? ms->get<uint64_t>() * 1000 : 0;
+    if (ms == answer.end() || !ms->is_number_unsigned()) return std::optional<uint64_t>();
+    return std::optional<uint64_t>(ms->get<uint64_t>() * 1000);
 }
 
 Result<void> make_run(QemuProcess& qemu, Deadline deadline) {

@@ -1,6 +1,7 @@
 // Questions to one QEMU, and the way back to a guest that runs.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "supervisor/qemu/qemu_process.hpp"
@@ -26,10 +27,13 @@ Result<std::string> settled_migration(QemuProcess& qemu, Deadline deadline);
 // Whether the source of a postcopy whose destination is gone can still run the guest: it has given no page
 // away.
 Result<bool> has_all_pages(QemuProcess& source, Deadline deadline);
+// Whether a destination has all of the guest, when its source is gone or says nothing: waits for what is
+// still on its way. kTimeout: it is still coming.
+Result<bool> has_come_whole(QemuProcess& destination, Deadline deadline);
 // kRefused: the QEMU is no source of a migration, and never was one.
 Result<void> start_postcopy(QemuProcess& source, Deadline deadline);
-// Of its last migration, as QEMU measures it: whole milliseconds. 0: it tells none.
-Result<uint64_t> downtime_us(QemuProcess& qemu, Deadline deadline);
+// Of its last migration, as QEMU measures it: whole milliseconds, rounded down. Empty: it tells none.
+Result<std::optional<uint64_t>> downtime_us(QemuProcess& qemu, Deadline deadline);
 
 // Makes the guest run in a QEMU that is its owner, whatever migration was under way; nobody else may be able
 // to run it. kRefused: QEMU does not let it.

@@ -14,6 +14,8 @@ using nlohmann::json;
 constexpr auto kAnswerTime = std::chrono::seconds(5);
 constexpr auto kAskEvery = std::chrono::milliseconds(1);
 constexpr int64_t kAsFastAsItGoes = int64_t{1} << 40; // bytes/s: the time is the guest's
+// Bytes/s; QEMU counts it in tenths of a second, and 0 would be no limit.
+constexpr int64_t kNextToNothing = 10 * 4096;
 
 } // namespace
 
@@ -36,6 +38,11 @@ Result<void> back_to_common_mode(QemuProcess& qemu, Deadline deadline, int cance
 
 Result<void> Transfer::set_up(Deadline deadline, int cancel_fd) {
     json parameters = {{"max-bandwidth", kAsFastAsItGoes}};
+    // What crosses before the order to begin with postcopy is heard stays in the source as well, has to be
+    // thrown away by the destination, and is in the way of the device state: the guest stands for as long as
+    // it takes.
+    if (way_ == Way::kPostcopy)
+        parameters = {{"max-bandwidth", kNextToNothing}, {"max-postcopy-bandwidth", 0}};
     if (way_ == Way::kCprTransfer) parameters["mode"] = "cpr-transfer";
     TRY(source_.qemu.execute("migrate-set-parameters", std::move(parameters), deadline, cancel_fd));
     if (way_ == Way::kCprTransfer) return {}; // the destination listens from its start
@@ -56,7 +63,7 @@ Result<void> Transfer::begin(Deadline deadline) {
         TRY(monitor.answer(order, deadline).context("migrate"));
         return {};
     }
-    // At once, so that no page crosses that the source keeps.
+    // At once: the source begins with postcopy when it next looks, a tenth of a second later at most.
     TRY_ASSIGN(const uint64_t postcopy, monitor.send("migrate-start-postcopy", nullptr, deadline));
     TRY(monitor.answer(order, deadline).context("migrate"));
     TRY(monitor.answer(postcopy, deadline).context("migrate-start-postcopy"));
@@ -69,6 +76,13 @@ Result<void> Transfer::look() {
     if (way_ == Way::kCprTransfer && source_.completed && !destination_.completed)
         TRY(ask_destination().context("the destination"));
     return {};
+}
+
+bool Transfer::settle_without_source(Deadline deadline) {
+    const auto whole = has_come_whole(destination_.qemu, deadline);
+    if (!whole || !*whole) return false;
+    source_.completed = destination_.completed = true;
+    return true;
 }
 
 void Transfer::look_at_destination() {
@@ -84,6 +98,7 @@ Result<void> Transfer::ask_destination() {
 
 Result<void> Transfer::note(Side& side) {
     const auto arrived = side.qemu.monitor().take_arrived();
+    side.gone = !arrived && arrived.error().code == ErrorCode::kPeerGone;
     auto& events = side.qemu.monitor().events();
     for (auto next = events.begin(); next != events.end();) {
         // An end of the guest stays, for whoever listens after the update.

@@ -30,6 +30,11 @@ public:
     // Takes in what both have said. An error: it has failed, or one has ended that is needed; the guest may
     // be in the source all the same, see past_return().
     Result<void> look();
+    // After look() has failed: whether the source has closed its monitor, as it does when it dies.
+    bool source_is_gone() const { return source_.gone; }
+    // For a source that is gone, or says nothing: waits for what is on its way, and true when the destination
+    // has all of the guest. finished() holds then.
+    bool settle_without_source(Deadline deadline);
     // Takes in the destination's words alone, whatever has become of the source.
     void look_at_destination();
     // Until one of them has something to say.
@@ -49,6 +54,7 @@ public:
 private:
     struct Side {
         QemuProcess& qemu;
+        bool gone = false;
         bool completed = false;
         bool in_postcopy = false;
     };

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "tests/support/live_vm.hpp"
+#include "tests/support/memory_use.hpp"
 #include "tests/support/other_qemu.hpp"
 
 namespace {
@@ -61,17 +62,13 @@ double mib(uint64_t kib) {
     return static_cast<double>(kib) / 1024;
 }
 
-uint64_t host_available_kib() {
-    std::ifstream file("/proc/meminfo");
-    uint64_t kib = 0;
-    for (std::string key, unit; file >> key >> kib && std::getline(file, unit);)
-        if (key == "MemAvailable:") return kib;
-    return 0;
+double mib_of(uint64_t bytes) {
+    return static_cast<double>(bytes) / (1 << 20);
 }
 
-// Here guest RAM is the processes' own memory, and counted. What the host has left is measured, too, since
-// pages that a process has given back may still be held up.
-int measure_private(unsigned memory_mib, unsigned updates) {
+// Here guest RAM is the processes' own memory, and counted.
+int measure_private(unsigned memory_mib, unsigned updates, unsigned vcpus) {
+    const MemoryGroup group;
     LiveVmOptions options;
     options.vmm = kQemuPath;
     options.qemu_toml = "cpu = \"host,-arch-capabilities\"\nmachine = \"q35\"\n";
@@ -79,6 +76,7 @@ int measure_private(unsigned memory_mib, unsigned updates) {
     options.cmdline = "touch=4096";
     options.backing = "private";
     options.memory_mib = memory_mib;
+    options.vcpus = vcpus;
     options.update_toml = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
     auto vm = LiveVm::start(options);
     if (!vm || !(*vm)->guest_started()) {
@@ -88,31 +86,28 @@ int measure_private(unsigned memory_mib, unsigned updates) {
     const auto passes = [&] { return ::tests::guests::read_field((*vm)->report().vcpus[0].pattern.passes); };
     LiveVm::eventually([&] { return passes() > 2; }, std::chrono::minutes(2));
     for (unsigned i = 0; i < updates; ++i) {
-        const uint64_t before = usage_of_vm((*vm)->supervisor_pid()).anonymous_kib,
-                       available = host_available_kib();
-        uint64_t peak = before, least = available;
-        std::atomic<bool> done{false};
-        std::thread sampler([&] {
-            while (!done) {
-                peak = std::max(peak, usage_of_vm((*vm)->supervisor_pid()).anonymous_kib);
-                least = std::min(least, host_available_kib());
-                std::this_thread::sleep_for(std::chrono::milliseconds(1));
-            }
-        });
+        MemoryWatch watch((*vm)->supervisor_pid(), group);
         const auto record = (*vm)->update(kQemuPath);
-        done = true;
-        sampler.join();
+        const MemoryUse before = watch.before(), peak = watch.stop();
         if (!record || record->outcome != supervisor::Outcome::kCompleted) {
             std::fprintf(
                 stderr, "bench: %s\n", record ? record->reason.c_str() : record.error().message.c_str());
             return 1;
         }
-        const double guest = memory_mib;
+        const auto more = [&](uint64_t now, uint64_t then) {
+            return (mib_of(now) - mib_of(then)) * 100 / memory_mib;
+        };
         std::printf(
-            "%u MiB, private: %.0f MiB in the processes before, at most %.0f MiB during (+%.1f %% of the "
-            "guest's), %.0f MiB less on the host (+%.1f %%); blackout %.1f ms, %.1f s in all\n",
-            memory_mib, mib(before), mib(peak), mib(peak - before) * 100 / guest, mib(available - least),
-            mib(available - least) * 100 / guest, static_cast<double>(record->blackout_us.value_or(0)) / 1000,
+            "%u MiB, private: %.0f MiB mapped before, at most %.0f MiB during (+%.1f %% of the guest's); ",
+            memory_mib, mib_of(before.mapped), mib_of(peak.mapped), more(peak.mapped, before.mapped));
+        if (before.charged && peak.charged)
+            std::printf("%.0f MiB charged, at most %.0f MiB (+%.1f %%); ", mib_of(*before.charged),
+                mib_of(*peak.charged), more(*peak.charged, *before.charged));
+        for (const auto& phase : record->phases)
+            std::printf("%s %.1f ms, ", phase.phase.c_str(),
+                static_cast<double>(phase.end_us - phase.start_us) / 1e3);
+        std::printf("blackout %.1f ms, %.1f s in all\n",
+            static_cast<double>(record->blackout_us.value_or(0)) / 1000,
             static_cast<double>(record->duration_us) / 1e6);
     }
     const uint64_t seen = passes();
@@ -127,18 +122,19 @@ int measure_private(unsigned memory_mib, unsigned updates) {
 
 int main(int argc, char** argv) {
     CLI::App app{"Extra host memory during an update"};
-    unsigned memory_mib = 256, updates = 10;
+    unsigned memory_mib = 256, updates = 10, vcpus = 1;
     app.add_option("--memory", memory_mib, "MiB");
     app.add_option("--updates", updates);
     bool apart = false;
     app.add_flag(
         "--private", apart, "a QEMU guest of private RAM, all of it in use, which is moved by postcopy");
+    app.add_option("--vcpus", vcpus, "of that guest: each goes through a part of RAM of its own");
     CLI11_PARSE(app, argc, argv);
     if (const std::string why = why_no_kvm(); !why.empty()) {
         std::printf("SKIPPED: %s\n", why.c_str());
         return 0;
     }
-    if (apart) return measure_private(memory_mib, updates);
+    if (apart) return measure_private(memory_mib, updates, vcpus);
     LiveVmOptions options;
     options.memory_mib = memory_mib;
     options.witness = false;

@@ -1,12 +1,15 @@
 // QEMU guests as VMs of liveupdate: updates there and back between two QEMU binaries, and kill -9 of
 // everybody in every phase. What is refused: qemu_refusal_test.cpp.
 #include <signal.h>
+#include <x86intrin.h>
 
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <utility>
 
 #include "handoff/phase.hpp"
+#include "tests/bench/gaps.hpp"
 #include "tests/integration/qemu_checks.hpp"
 
 namespace liveupdate::tests {
@@ -48,6 +51,58 @@ TEST_CASE("a QEMU guest is updated there and back between two binaries") {
     }
     check_nothing_leaked(*vm, before);
     CHECK(vm->baton().read().epoch > 10);
+}
+
+// Host TSC less guest TSC, in ticks: the least of many looks, at a guest that has been seen to run meanwhile.
+int64_t tsc_lag(const LiveVm& vm) {
+    constexpr unsigned kLooks = 20'000;
+    int64_t least = INT64_MAX;
+    unsigned looks = 0;
+    uint64_t last = 0;
+    CHECK(LiveVm::eventually([&] {
+        for (unsigned i = 0; i < kLooks; ++i) {
+            const uint64_t guest = guest_now(vm.report());
+            least = std::min(least, static_cast<int64_t>(__rdtsc() - guest));
+            if (std::exchange(last, guest) != guest) ++looks;
+        }
+        return looks > kLooks;
+    }));
+    return least;
+}
+
+TEST_CASE("the guest stands for no less than what the record tells, by the host's clock") {
+    NEEDS_QEMU();
+    auto options = qemu_guest();
+    if (options.qemu_toml.find("tcg") != std::string::npos) {
+        std::printf("SKIPPED: under TCG the guest's clock is not the host's\n");
+        return;
+    }
+    options.cmdline += " gap_us=50";
+    const auto vm = started(options);
+    for (unsigned n = 0; n < 3; ++n) {
+        const int64_t lag = tsc_lag(*vm);
+        const uint64_t from = guest_now(vm->report());
+        const auto record = vm->update(kQemu);
+        REQUIRE_MESSAGE(record, record.error().message);
+        REQUIRE_MESSAGE(record->outcome == Outcome::kCompleted, record->reason);
+        // QEMU sets the guest's TSC back, so that the guest sees but a part of it by itself.
+        const int64_t hidden = tsc_lag(*vm) - lag;
+        uint64_t seen = 0;
+        for (const auto& gap : gaps_since(vm->report(), 0, from))
+            seen = std::max(seen, gap.end_tsc - gap.start_tsc);
+        const double per_ms = static_cast<double>(::tests::guests::read_field(vm->report().header.tsc_khz));
+        const double guest_ms = (static_cast<double>(hidden) + static_cast<double>(seen)) / per_ms;
+        REQUIRE(record->blackout_us.has_value());
+        const double told_ms = static_cast<double>(*record->blackout_us) / 1000;
+        CHECK(record->vmm_downtime_us.has_value());
+        std::printf(
+            "the guest stood for %.2f ms, of which its own clock shows %.2f ms; told: %.2f ms, QEMU's own "
+            "figure: %.0f ms\n",
+            guest_ms, static_cast<double>(seen) / per_ms, told_ms,
+            static_cast<double>(record->vmm_downtime_us.value_or(0)) / 1000);
+        // Two clocks: QEMU's stamps are of the day's time.
+        CHECK(guest_ms + 0.1 >= told_ms);
+    }
 }
 
 TEST_CASE("a rollback goes back to the QEMU that ran before") {
