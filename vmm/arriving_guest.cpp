@@ -83,6 +83,11 @@ Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
     plan.kept = &parts_.fds;
     if (saved_clocks_) plan.rings = virtio::FormerRings::kGone;
     TRY_ASSIGN(parts_.machine, Machine::build(std::move(plan)));
+    if (machine.ram_origin()) {
+        TRY_ASSIGN(parts_.fds[handoff::kOriginFd], handoff::take_fd(order.fds, handoff::kOriginFd));
+        TRY_ASSIGN(parts_.origin, begin_origin(*parts_.machine, order.manifest));
+    }
+    if (order.new_generation) TRY(parts_.machine->generation().renew(machine, parts_.machine->memory()));
     parts_.machine->pit().expect_thaw(parts_.machine->vm());
     TRY(parts_.machine->add_vcpus(machine.vcpus()));
     TRY(parts_.machine->set_cpuid(fixed.cpuid));
@@ -97,6 +102,9 @@ Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
         trial.ram = handoff::MapMode::kPrivate;
         TRY_ASSIGN(trial.console, Console::none());
         TRY_ASSIGN(trial_, Machine::build(std::move(trial)));
+        if (machine.ram_origin()) {
+            TRY_ASSIGN(trial_origin_, begin_origin(*trial_, order.manifest));
+        }
         TRY(trial_->add_vcpus(machine.vcpus()));
         TRY(trial_->set_cpuid(fixed.cpuid));
     }
@@ -105,6 +113,14 @@ Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
     baton_ = order.baton;
     me_ = order.me;
     return {};
+}
+
+// Before anything touches the RAM that `machine` has mapped.
+Result<std::unique_ptr<OriginRam>> ArrivingGuest::begin_origin(
+    Machine& machine, const handoff::Manifest& manifest) {
+    return OriginRam::begin(
+        parts_.fds[handoff::kOriginFd].get(), manifest, [&](size_t region) { return machine.ram(region); },
+        [&machine](std::string why) { machine.fault(std::move(why)); });
 }
 
 // Before anything touches RAM: the parts are empty.
@@ -133,6 +149,7 @@ Result<void> ArrivingGuest::rehearse(handoff::Incoming& in) {
     auto registers = LoadJob::load_all(*trial_, in);
     return quietly([&]() -> Result<void> {
         trial_.reset();
+        trial_origin_.reset();
         TRY(registers);
         for (const auto& vcpu : parts_.machine->vcpus())
             TRY(vcpu->prime((*registers)[vcpu->index()]));

@@ -45,7 +45,8 @@ Machine::Machine(
       serial_("serial0", serial_line_,
           device == ConsoleDevice::kSerial ? static_cast<ConsoleBackend&>(*console_) : no_console_),
       debug_exit_(*this), keyboard_reset_(*this), reset_control_(*this), sci_line_(vm_, kSci),
-      acpi_pm_(sci_line_, *this, clock_), rtc_(clock_), event_fd_(std::move(event_fd)) {}
+      acpi_pm_(sci_line_, *this, clock_), generation_line_(vm_, kGenerationGsi),
+      generation_(generation_line_), rtc_(clock_), event_fd_(std::move(event_fd)) {}
 
 Machine::~Machine() = default;
 
@@ -182,7 +183,7 @@ Result<GuestMemory> Machine::low_level_view(const handoff::Manifest& manifest) c
     return GuestMemory::over(std::move(regions), bytes);
 }
 
-Platform Machine::platform() const {
+Platform Machine::platform(const handoff::proto::Machine& machine) const {
     Platform platform;
     platform.vcpus = static_cast<unsigned>(vcpus_.size());
     platform.pm_event_port = AcpiPm::kEventPort;
@@ -197,6 +198,8 @@ Platform Machine::platform() const {
     platform.rtc_port = Rtc::kPort;
     platform.rtc_irq = Rtc::kIrq;
     platform.rtc_century = Rtc::kCentury;
+    platform.generation_id = machine.generation_id_gpa();
+    platform.generation_gsi = kGenerationGsi;
     for (uint32_t slot = 0; slot < virtio_->all().size(); ++slot)
         platform.virtio.push_back({static_cast<uint32_t>(virtio::mmio_address(slot)),
             static_cast<uint32_t>(virtio::kMmioSize), virtio::kGsis[slot]});
@@ -214,7 +217,8 @@ Result<void> Machine::boot(const handoff::Manifest& manifest, int kernel_fd, int
     files.kernel = kernel_fd;
     files.initrd = initrd_fd;
     files.command_line = manifest.machine.cmdline();
-    TRY_ASSIGN(files.rsdp, write_platform_tables(memory, platform()));
+    TRY_ASSIGN(files.rsdp, write_platform_tables(memory, platform(manifest.machine)));
+    TRY(GenerationId::draw(manifest.machine, memory));
     TRY_ASSIGN(const InitialState state, load_kernel(memory, files));
     return vcpus_[0]->set_initial_state(state);
 }

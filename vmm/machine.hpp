@@ -24,6 +24,7 @@
 #include "vmm/devices/reset.hpp"
 #include "vmm/devices/rtc.hpp"
 #include "vmm/devices/serial.hpp"
+#include "vmm/generation_id.hpp"
 #include "vmm/kvm/irq_line.hpp"
 #include "vmm/kvm/pit_keeper.hpp"
 #include "vmm/kvm/vcpu.hpp"
@@ -79,6 +80,8 @@ public:
     // The device that the console is connected to.
     ConsoleFrontend& console_frontend() { return *console_frontend_; }
     AcpiPm& acpi_pm() { return acpi_pm_; }
+    GenerationId& generation() { return generation_; }
+    const GuestMemory& memory() const { return *memory_; } // what devices may touch
     const PioBus& bus() const { return bus_; }
     const MmioBus& mmio() const { return mmio_; }
     std::vector<std::unique_ptr<Vcpu>>& vcpus() { return vcpus_; }
@@ -108,7 +111,7 @@ private:
         KvmSystem system, Vm vm, std::unique_ptr<Console> console, ConsoleDevice device, UniqueFd event_fd);
     Result<void> map_ram(const handoff::Manifest& manifest, handoff::MapMode mode);
     Result<void> add_devices();
-    Platform platform() const;
+    Platform platform(const handoff::proto::Machine& machine) const;
     Result<void> add_virtio(Plan& plan);
     Result<GuestMemory> low_level_view(const handoff::Manifest& manifest) const;
     void end(handoff::proto::GuestEvent event);
@@ -129,10 +132,12 @@ private:
     SystemClock clock_;
     KvmIrqLine sci_line_;
     AcpiPm acpi_pm_;
+    KvmIrqLine generation_line_;
+    GenerationId generation_;
     Rtc rtc_;
     PioBus bus_;
     MmioBus mmio_;
-    std::optional<GuestMemory> memory_; // what devices may touch
+    std::optional<GuestMemory> memory_;
     std::optional<VirtioDevices> virtio_;
     std::vector<Device*> saved_devices_;
     std::vector<std::unique_ptr<Vcpu>> vcpus_;
