@@ -206,6 +206,7 @@ std::vector<handoff::FdToSend> NativeDriver::keepsakes() const {
     all.push_back({"baton", files_->baton_fd.get()});
     for (const auto& block : handoff::fds_of(files_->manifest))
         all.push_back(block);
+    if (files_->origin() >= 0) all.push_back({handoff::kOriginFd, files_->origin()});
     return all;
 }
 

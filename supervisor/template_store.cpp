@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -42,15 +43,27 @@ Result<void> sync_folder(const std::string& path) {
 
 } // namespace
 
-Result<std::string> TemplateStore::begin(const std::string& name) const {
+Result<NewTemplate> TemplateStore::begin(const std::string& name) const {
     TRY(check_vm_name(name).context("the template"));
     if (::access(path(name).c_str(), F_OK) == 0) return there_already(name);
-    TRY(remove_folder(new_path(name)));
-    TRY(make_directories(root_));
+    NewTemplate made;
+    made.directory = new_path(name);
+    TRY(make_directories(made.directory));
+    TRY_ASSIGN(made.lock, fd::open(made.directory, O_RDONLY | O_DIRECTORY));
+    if (::flock(made.lock.get(), LOCK_EX | LOCK_NB) < 0)
+        return Error(ErrorCode::kBusy, "somebody else is making a template '" + name + "'; wait");
+    // The guest may have been stopped for it, and be nowhere else.
+    if (::access((made.directory + "/" + std::string(handoff::save::kFileName)).c_str(), F_OK) == 0)
+        return Error(ErrorCode::kRefused,
+            made.directory +
+                " holds a guest that was saved for a template which was not finished; start it with "
+                "`liveupdate restore " +
+                made.directory + " NAME`, or remove that folder");
     std::error_code problem;
-    fs::create_directory(new_path(name), problem);
-    if (problem) return from(problem, "make folder " + new_path(name));
-    return new_path(name);
+    for (const auto& left : fs::directory_iterator(made.directory, problem))
+        fs::remove_all(left.path(), problem);
+    if (problem) return from(problem, "empty " + made.directory);
+    return made;
 }
 
 Result<void> TemplateStore::publish(

@@ -15,6 +15,12 @@
 
 namespace liveupdate::supervisor {
 
+// A template that is being made; nobody else makes one of that name meanwhile.
+struct NewTemplate {
+    std::string directory; // absolute, empty at first
+    UniqueFd lock;
+};
+
 struct Template {
     std::string name;
     std::string directory; // absolute
@@ -26,9 +32,9 @@ class TemplateStore {
 public:
     explicit TemplateStore(const Paths& paths) : root_(paths.templates()) {}
 
-    // An empty folder for a template that is being made, in place of what a crash has left. kRefused when
-    // there is one of that name.
-    Result<std::string> begin(const std::string& name) const;
+    // In place of what a crash has left. kRefused when there is one of that name, or when what a crash has
+    // left is a whole guest; kBusy when somebody is making one.
+    Result<NewTemplate> begin(const std::string& name) const;
     // What begin() gave becomes the template. kRefused when somebody else was first.
     Result<void> publish(const std::string& name, const std::string& vm, const std::string& vm_file) const;
     void give_up(const std::string& name) const;

@@ -112,6 +112,15 @@ Result<std::vector<std::string>> copy_disks(CliIo& io, const Template& source, c
     return copies;
 }
 
+// Whole under its name at once; on the disk only when it has been synced.
+Result<UniqueFd> write_vm_file(const std::string& path, const std::string& text) {
+    const std::string beside = path + ".new";
+    TRY_ASSIGN(UniqueFd file, fd::open(beside, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0640));
+    TRY(fd::write_all(file.get(), text.data(), text.size()));
+    if (::rename(beside.c_str(), path.c_str()) < 0) return Error::from_errno("rename " + beside);
+    return file;
+}
+
 Result<SupervisorProcess> start(CliIo& io, const Template& source, const Clone& clone) {
     TRY(check_free(io, clone.name));
     CloneFacts facts{clone.name, source.name, clone.taps, {}};
@@ -120,10 +129,15 @@ Result<SupervisorProcess> start(CliIo& io, const Template& source, const Clone& 
     const std::string path = io.paths.config(clone.name);
     TRY(parse_vm_config(text, path));
     TRY(make_directories(io.paths.config_dir));
-    TRY(fd::write_file_atomically(path, text, 0640).context("write the clone's VM file"));
+    TRY_ASSIGN(const UniqueFd file, write_vm_file(path, text).context("write the clone's VM file"));
     TRY(make_directories(io.paths.vm_runtime_dir(clone.name)));
-    return SupervisorProcess::spawn(io.supervisor_program, path, io.paths.supervisor_log(clone.name),
-        {"--restore", source.directory, "--mapped", "--clone"});
+    TRY_ASSIGN(SupervisorProcess process,
+        SupervisorProcess::spawn(io.supervisor_program, path, io.paths.supervisor_log(clone.name),
+            {"--restore", source.directory, "--mapped", "--clone"}));
+    // Meanwhile: it may take as long as all the rest.
+    if (::fsync(file.get()) < 0)
+        io.err << "note: " << Error::from_errno("sync " + path).message << "; " << clone.name << " runs\n";
+    return process;
 }
 
 // In their order, several at once; the first that does not start ends it, and those that run stay.

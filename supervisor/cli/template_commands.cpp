@@ -58,9 +58,9 @@ ExitCode run_create(CliIo& io, const CreateArguments& arguments) {
     const auto vm_file = vm_file_of(io.paths, arguments.vm);
     if (!vm_file) return complain(io, vm_file.error());
     const TemplateStore store(io.paths);
-    const auto directory = store.begin(name);
-    if (!directory) return complain(io, directory.error());
-    const auto request = create_request(arguments, *directory);
+    const auto made = store.begin(name);
+    if (!made) return complain(io, made.error());
+    const auto request = create_request(arguments, made->directory);
     if (!request) return complain(io, request.error());
     ExitCode code = ExitCode::kDone;
     auto report = call_save(io, arguments.vm, *request, code);
@@ -72,6 +72,7 @@ ExitCode run_create(CliIo& io, const CreateArguments& arguments) {
     if (const auto published = store.publish(name, arguments.vm, *vm_file); !published)
         return complain(io, published.error());
     (*report)["template"] = name;
+    (*report)["path"] = io.paths.templates() + "/" + name;
     if (arguments.json) {
         print_json(io, *report);
         return ExitCode::kDone;

@@ -13,6 +13,7 @@
 #include "handoff/save/reader.hpp"
 #include "tests/guests/report.hpp"
 #include "tests/integration/world.hpp"
+#include "tests/support/net_namespace.hpp"
 #include "tests/support/origin_ram.hpp"
 
 namespace liveupdate::tests {
@@ -289,6 +290,33 @@ TEST_CASE("each clone has its own copy of the disks that it writes to, and share
     guests.world.expect(ExitCode::kDone, {"clone", "base", "a"}); // anew, with the template's disk
     works("a");
     works("b");
+}
+
+TEST_CASE("each clone has a tap and an address of its own, as the command line says") {
+    NEEDS_KVM();
+    if (const std::string why = NetNamespace::why_none(); !why.empty()) {
+        std::printf("SKIPPED: %s\n", why.c_str());
+        return;
+    }
+    const auto network = NetNamespace::make_multi_queue({"tap0", "tap1", "tap2"});
+    REQUIRE_MESSAGE(network, network.error().message);
+    const NetNamespace::Stay stay(**network);
+    const Guests guests;
+    guests.write_vm("base", "pattern.elf", "limit_mb=32 stride=512",
+        "[[net]]\ntap = \"tap0\"\nmac = \"52:54:00:00:00:01\"\nqueues = 2\n");
+    guests.world.expect(ExitCode::kDone, {"start", "base"});
+    guests.world.expect(ExitCode::kDone, {"template", "create", "base"});
+    guests.world.expect(ExitCode::kUsage, {"clone", "base", "a"}, "need --tap 1 times, not 0");
+    guests.world.expect(ExitCode::kDone, {"clone", "base", "vm", "--count", "2", "--tap", "tap%"});
+    for (const char* name : {"vm-1", "vm-2"}) {
+        guests.check_sound(name);
+        guests.world.expect(ExitCode::kDone, {"now", name, "--binary", program("liveupdate-vmm-next")});
+        const auto text = fd::read_file(guests.world.at(std::string("config/") + name + ".toml"));
+        REQUIRE(text);
+        CHECK(text->find("52:54:00") == std::string::npos);
+        CHECK(text->find(std::string("tap") + name[3]) != std::string::npos);
+    }
+    guests.check_sound("base");
 }
 
 TEST_CASE("wrong uses of clone and template are refused in words") {

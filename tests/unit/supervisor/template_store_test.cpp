@@ -15,16 +15,22 @@ TEST_CASE("a template is found once it is whole, and never half") {
     const TestFolder folder;
     const TemplateStore store(folder.paths());
     CHECK(store.names()->empty());
-    const auto made = store.begin("gold");
-    REQUIRE(made);
-    folder.write(fs::relative(*made, folder.path()).string() + "/left", "of a crash");
-    CHECK(store.names()->empty());
-    CHECK(store.open("gold").error().code == ErrorCode::kNotFound);
-    REQUIRE(store.begin("gold")); // once more: what a crash has left is gone
-    CHECK(fs::is_empty(*made));
+    std::string made;
+    {
+        const auto begun = store.begin("gold");
+        REQUIRE(begun);
+        made = begun->directory;
+        folder.write(fs::relative(made, folder.path()).string() + "/left", "of a crash");
+        CHECK(store.names()->empty());
+        CHECK(store.open("gold").error().code == ErrorCode::kNotFound);
+        CHECK(store.begin("gold").error().code == ErrorCode::kBusy);
+    }
+    const auto begun = store.begin("gold"); // what a crash has left is gone
+    REQUIRE(begun);
+    CHECK(fs::is_empty(made));
     REQUIRE(store.publish("gold", "web1", "/etc/liveupdate/vms/web1.toml"));
     CHECK(*store.names() == std::vector<std::string>{"gold"});
-    CHECK_FALSE(fs::exists(*made));
+    CHECK_FALSE(fs::exists(made));
     const auto again = store.begin("gold");
     REQUIRE_FALSE(again);
     CHECK(again.error().code == ErrorCode::kRefused);
@@ -35,6 +41,18 @@ TEST_CASE("a template is found once it is whole, and never half") {
     CHECK(store.names()->empty());
     CHECK(fs::is_empty(folder.paths().templates()));
     CHECK(store.remove("gold").error().code == ErrorCode::kNotFound);
+}
+
+TEST_CASE("a whole guest that a crash has left is not thrown away") {
+    const TestFolder folder;
+    const TemplateStore store(folder.paths());
+    const std::string made = store.begin("gold")->directory;
+    folder.write(fs::relative(made, folder.path()).string() + "/guest.save", "a guest");
+    const auto again = store.begin("gold");
+    REQUIRE_FALSE(again);
+    CHECK(again.error().code == ErrorCode::kRefused);
+    CHECK(again.error().message.find("liveupdate restore " + made) != std::string::npos);
+    CHECK(fs::exists(made + "/guest.save"));
 }
 
 TEST_CASE("who comes second with a name is refused, and the first one's template stays") {
