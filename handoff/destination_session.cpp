@@ -53,6 +53,7 @@ Result<proto::Message> DestinationSession::prepare(const proto::Prepare& order, 
     prepare.populate = order.populate();
     prepare.rehearse = order.rehearse();
     prepare.lazy_ram = order.lazy_ram();
+    prepare.new_generation = order.new_generation();
     if (order.has_saved_clocks()) prepare.saved_clocks = order.saved_clocks();
     prepare.baton = baton_.get();
     guest_ = vmm_.destination();

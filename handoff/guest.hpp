@@ -78,8 +78,9 @@ struct PrepareOrder {
     bool rehearse = true;
     // The guest comes out of a file: the host's clocks when it was saved.
     std::optional<proto::HostClocks> saved_clocks;
-    bool lazy_ram = false;  // RAM comes from fd "save" while the guest runs
-    Baton* baton = nullptr; // outlives the guest
+    bool lazy_ram = false;       // RAM comes from fd "save" while the guest runs
+    bool new_generation = false; // it is a copy, and is told so
+    Baton* baton = nullptr;      // outlives the guest
 };
 
 // A guest that is about to come to this process.

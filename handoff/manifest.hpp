@@ -13,6 +13,13 @@
 
 namespace liveupdate::handoff {
 
+// The file that RAM's pages come from when they are first touched (Machine.ram_origin), among a guest's
+// descriptors, and the capability of a VMM that knows what it is.
+inline constexpr const char* kOriginFd = "origin";
+inline constexpr const char* kOriginCapability = "ram-origin";
+// A VMM that tells a guest when it is a copy (Machine.generation_id_gpa, Prepare.new_generation).
+inline constexpr const char* kGenerationCapability = "generation-id";
+
 // A guest physical range [gpa, gpa + size) that shows `block` from `offset` on. Page-aligned.
 struct RamRegion {
     uint64_t gpa = 0;

@@ -75,6 +75,8 @@ public:
     // Bytes of a lazily restored guest's RAM that have not come yet. Asks the VMM; empty when it does not
     // answer.
     virtual std::optional<uint64_t> ram_to_fill() = 0;
+    // The path of the saved guest that RAM comes from page by page; empty when RAM is all the guest's own.
+    virtual std::string ram_origin() const = 0;
     virtual RunningVmm running() const = 0;
     // Descriptors that become readable when there is news, or when the VMM has ended.
     virtual std::vector<int> watched() const = 0;

@@ -192,6 +192,11 @@ Result<GuestFiles> GuestFiles::adopt(const handoff::proto::Manifest& manifest, h
     return files;
 }
 
+int GuestFiles::origin() const {
+    const auto found = devices.find(handoff::kOriginFd);
+    return manifest.machine.ram_origin() && found != devices.end() ? found->second.get() : -1;
+}
+
 std::vector<handoff::FdToSend> GuestFiles::to_send() const {
     auto fds = handoff::fds_of(manifest);
     fds.push_back({"baton", baton_fd.get()});

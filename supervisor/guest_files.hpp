@@ -19,12 +19,15 @@ struct GuestFiles {
     handoff::Manifest manifest;
     UniqueFd baton_fd;
     std::unique_ptr<handoff::Baton> baton;
-    handoff::NamedFds devices; // "kvm", "console", "console-slave", "disk0"…, "net0", "net0-1"…
+    handoff::NamedFds devices; // "kvm", "console", "console-slave", "disk0"…, "net0", "net0-1"…, "origin"
 
     // Fresh RAM, a free baton, an opened console, locked disks, attached taps.
     static Result<GuestFiles> create(const VmConfig& config, const Paths& paths);
     // What a VMM that already runs the guest gave back.
     static Result<GuestFiles> adopt(const handoff::proto::Manifest& manifest, handoff::NamedFds fds);
+
+    // The saved guest that RAM comes from page by page (Machine.ram_origin); -1 for RAM that is all its own.
+    int origin() const;
 
     // Borrowed fds for a launch (beside the boot files) or a preparation (beside the transfer area).
     std::vector<handoff::FdToSend> to_send() const;

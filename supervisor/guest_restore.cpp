@@ -1,10 +1,12 @@
 #include "supervisor/guest_restore.hpp"
 
+#include <fcntl.h>
 #include <google/protobuf/util/message_differencer.h>
 #include <unistd.h>
 
 #include <algorithm>
 
+#include "handoff/base/fd.hpp"
 #include "handoff/base/words.hpp"
 #include "handoff/transfer_area.hpp"
 #include "supervisor/named_ram.hpp"
@@ -29,7 +31,7 @@ bool is_ram(const std::string& block) {
 }
 
 // The saved guest as the source that it was, in the versions that its sections have.
-handoff::proto::Offer offer_of(const handoff::proto::SavedGuest& guest, RestoreRam ram) {
+handoff::proto::Offer offer_of(const handoff::proto::SavedGuest& guest, RestoreRam ram, Identity identity) {
     handoff::proto::Offer offer = guest.source();
     offer.clear_saves();
     for (const auto& each : guest.sections()) {
@@ -40,6 +42,9 @@ handoff::proto::Offer offer_of(const handoff::proto::SavedGuest& guest, RestoreR
     }
     offer.add_required_capabilities(kRestoreCapability);
     if (ram == RestoreRam::kLazy) offer.add_required_capabilities(kLazyCapability);
+    if (ram == RestoreRam::kMapped) offer.add_required_capabilities(handoff::kOriginCapability);
+    if (identity == Identity::kNew && guest.manifest().machine().generation_id_gpa() != 0)
+        offer.add_required_capabilities(handoff::kGenerationCapability);
     return offer;
 }
 
@@ -60,7 +65,7 @@ std::string path_in(const std::string& directory) {
 GuestRestore::GuestRestore(
     const VmConfig& config, const Paths& paths, const RestoreRequest& request, const Shelter& shelter)
     : config_(config), paths_(paths), directory_(request.directory), path_(path_in(request.directory)),
-      ram_(request.ram), shelter_(shelter), deadline_(Deadline::never()) {}
+      ram_(request.ram), identity_(request.identity), shelter_(shelter), deadline_(Deadline::never()) {}
 
 Result<RestoredGuest> GuestRestore::run() {
     RestoreReport& report = guest_.report;
@@ -78,6 +83,10 @@ Result<RestoredGuest> GuestRestore::run() {
     }();
     if (result) {
         report.notes = save_->notes();
+        if (identity_ == Identity::kNew && guest_.files.manifest.machine.generation_id_gpa() == 0)
+            report.notes.push_back(
+                "the guest was booted without a generation id (by firmware, or by a former VMM), so it does "
+                "not learn that it is a copy; make it seed its random numbers anew");
         return std::move(guest_);
     }
     guest_.vmm.kill();
@@ -112,6 +121,11 @@ Result<void> GuestRestore::check_machine() {
     saved.set_console(ours.console());
     ours.set_cmdline(saved.cmdline());
     ours.set_boot(saved.boot());
+    ours.set_generation_id_gpa(saved.generation_id_gpa());
+    // A running guest keeps the addresses that its driver has read; see docs/templates.md.
+    if (identity_ == Identity::kNew)
+        for (int i = 0; i < std::min(saved.nets_size(), ours.nets_size()); ++i)
+            saved.mutable_nets(i)->set_mac(ours.nets(i).mac());
     std::string differences;
     google::protobuf::util::MessageDifferencer differencer;
     differencer.ReportDifferencesToString(&differences);
@@ -145,6 +159,7 @@ handoff::RamBlock* GuestRestore::block_of(const std::string& name) {
 
 Result<void> GuestRestore::fill_ram() {
     TRY(save_->load_tables());
+    if (ram_ == RestoreRam::kMapped) TRY(map_origin());
     const auto specs = save_->header().specs();
     for (size_t i = 0; i < specs.size(); ++i) {
         handoff::RamBlock* const block = block_of(specs[i].name);
@@ -157,11 +172,25 @@ Result<void> GuestRestore::fill_ram() {
     return {};
 }
 
+// Opened once more: what comes page by page goes through the host's page cache, which all guests of one
+// origin share.
+Result<void> GuestRestore::map_origin() {
+    for (const handoff::RamBlock& block : guest_.files.manifest.blocks)
+        if (is_ram(block.name) && block.kind == handoff::RamKind::kHugetlbfs)
+            return Error(ErrorCode::kInvalid,
+                "RAM of huge pages cannot come page by page; restore without --mapped, or take another "
+                "backing in [[memory]]");
+    TRY_ASSIGN(guest_.files.devices[handoff::kOriginFd],
+        fd::open("/proc/self/fd/" + std::to_string(save_->fd()), O_RDONLY).context("open " + path_));
+    guest_.files.manifest.machine.set_ram_origin(true);
+    return {};
+}
+
 Result<void> GuestRestore::take_beside(handoff::RamBlock& block) {
-    if (ram_ == RestoreRam::kLazy)
+    if (ram_ != RestoreRam::kEager)
         return Error(ErrorCode::kInvalid,
             "the guest was saved in place, so its RAM is there already; restore it "
-            "without --lazy");
+            "without --lazy and --mapped");
     in_place_ = true;
     TRY_ASSIGN(UniqueFd file, open_named_ram(directory_, block.name));
     for (const auto& saved : save_->guest().manifest().blocks()) {
@@ -186,7 +215,7 @@ Result<void> GuestRestore::start_vmm() {
     const std::string socket = paths_.vm_runtime_dir(config_.name) + "/vmm-1.sock";
     TRY_ASSIGN(guest_.vmm, VmmProcess::spawn(binary, kVmm, socket, deadline_, -1));
     shelter_({guest_.vmm.pid(), guest_.vmm.pidfd(), guest_.vmm.session_file()});
-    TRY_ASSIGN(agreement_, handoff::negotiate(offer_of(save_->guest(), ram_), guest_.vmm.offer(),
+    TRY_ASSIGN(agreement_, handoff::negotiate(offer_of(save_->guest(), ram_, identity_), guest_.vmm.offer(),
                                handoff::save::sections_of(save_->guest())));
     TRY_ASSIGN(transfer_, handoff::TransferArea::create(agreement_.sections));
     return {};
@@ -201,6 +230,7 @@ Result<void> GuestRestore::prepare() {
     handoff::add_sections(agreement_.sections, order.mutable_sections());
     order.set_fixed_state(save_->guest().fixed_state());
     order.set_populate(config_.populate);
+    order.set_new_generation(identity_ == Identity::kNew);
     *order.mutable_saved_clocks() = save_->guest().clocks();
     auto fds = guest_.files.to_send();
     fds.push_back({"transfer", transfer_.get()});
@@ -236,6 +266,7 @@ Result<void> GuestRestore::hand_over() {
         if (in_place_) ::unlink((path_ + ".used").c_str());
         const uint64_t entered = area_->moment(handoff::Moment::kLastEntered);
         const uint64_t offered = area_->moment(handoff::Moment::kOffered);
+        guest_.report.entered_ns = entered;
         guest_.report.hand_over_us = entered > offered ? (entered - offered) / 1000 : 0;
         return {};
     }

@@ -45,6 +45,7 @@ private:
     Result<void> check_machine();
     Result<void> check_memory() const;
     handoff::RamBlock* block_of(const std::string& name);
+    Result<void> map_origin();
     Result<void> take_beside(handoff::RamBlock& block);
     Result<void> read_into(size_t index, handoff::RamBlock& block);
     Result<void> use_up_save();
@@ -54,6 +55,7 @@ private:
     const Paths& paths_;
     const std::string directory_, path_;
     const RestoreRam ram_;
+    const Identity identity_;
     const Shelter& shelter_;
     Deadline deadline_;
     std::unique_ptr<handoff::save::Reader> save_;

@@ -44,6 +44,7 @@ Result<SaveReport> GuestSave::run() {
         TRY(stop_guest());
         reach(SaveStep::kStopped);
         TRY(write_ram());
+        TRY(copy_disks());
         reach(SaveStep::kWritten);
         // RAM is read: a guest that goes on does so before the file is synced.
         if (request_.after == AfterSave::kGoOn) TRY(let_guest_go_on());
@@ -63,6 +64,7 @@ Result<SaveReport> GuestSave::run() {
         return error;
     }
     named_.keep();
+    disks_.keep();
     report_.path = writer_->path();
     report_.written_bytes = writer_->bytes_written();
     report_.notes = writer_->notes();
@@ -82,6 +84,10 @@ Place GuestSave::place_of(const handoff::RamBlock& block) const {
 }
 
 Result<void> GuestSave::open_file() {
+    if (at_.files.origin() >= 0 && request_.kind == SaveKind::kInPlace)
+        return Error(ErrorCode::kRefused, "the guest's RAM is not whole in its own files: what it has not "
+                                          "touched yet lies in the save that "
+                                          "it was restored from; save it without --in-place");
     const handoff::Manifest& manifest = at_.files.manifest;
     std::vector<handoff::save::BlockSpec> specs;
     for (const handoff::RamBlock& block : manifest.blocks) {
@@ -91,7 +97,12 @@ Result<void> GuestSave::open_file() {
     }
     handoff::save::IoOptions options;
     options.cancel_fd = at_.hooks.cancel_fd;
+    if (const int origin = at_.files.origin(); origin >= 0) {
+        TRY_ASSIGN(origin_, OriginPages::open(origin, options));
+    }
     TRY_ASSIGN(writer_, handoff::save::Writer::create(request_.directory, specs, options));
+    if (request_.disks == SaveDisks::kCopy)
+        TRY(SavedDisks::check(at_.config, at_.files, request_.directory, request_.after));
     return {};
 }
 
@@ -112,6 +123,7 @@ Result<void> GuestSave::describe() {
     state_.set_config(request_.config_text);
     *state_.mutable_source() = at_.source.offer();
     *state_.mutable_manifest() = handoff::to_message(at_.files.manifest);
+    state_.mutable_manifest()->mutable_machine()->clear_ram_origin(); // all of RAM will be in the file
     state_.set_fixed_state(description.fixed_state());
     return {};
 }
@@ -182,6 +194,13 @@ PageMap GuestSave::touched(size_t index) const {
     return pages;
 }
 
+PageMap GuestSave::all_pages(size_t index) const {
+    PageMap pages = touched(index);
+    if (const PageMap* more = origin_ ? origin_->pages(at_.files.manifest.blocks[index].name) : nullptr)
+        more->runs({0, pages.pages()}, [&](handoff::save::PageRun run) { pages.set_run(run); });
+    return pages;
+}
+
 // A copy: the map is the VMM's.
 PageMap GuestSave::written(size_t index) const {
     const uint64_t pages = handoff::save::pages_in(at_.files.manifest.blocks[index].size);
@@ -200,11 +219,31 @@ Result<void> GuestSave::write_pages(const std::function<PageMap(size_t)>& which)
     for (size_t i = 0; i < at_.files.manifest.blocks.size(); ++i) {
         const handoff::RamBlock& block = at_.files.manifest.blocks[i];
         if (place_of(block) != Place::kHere) continue;
+        PageMap pages = which(i);
+        if (origin_ && origin_->pages(block.name) != nullptr) TRY(write_origin(i, pages));
         TRY_ASSIGN(const auto ram,
             handoff::SharedMapping::map(block.file.get(), 0, block.size, handoff::MapMode::kReadOnly));
-        TRY(writer_->write_pages(i, ram.bytes(), which(i)));
+        TRY(writer_->write_pages(i, ram.bytes(), pages));
     }
     return {};
+}
+
+// What the block lacks comes from the origin and is taken out of `which`. A page that a guest which runs
+// touches meanwhile is the same there, or has been written, and then comes again.
+Result<void> GuestSave::write_origin(size_t index, PageMap& which) {
+    const handoff::RamBlock& block = at_.files.manifest.blocks[index];
+    const PageMap own = touched(index);
+    PageMap lacking(which.pages());
+    which.runs({0, which.pages()}, [&](handoff::save::PageRun run) {
+        for (uint64_t page = run.first; page < run.first + run.count; ++page)
+            if (!own.test(page)) lacking.set(page);
+    });
+    lacking.runs({0, which.pages()}, [&](handoff::save::PageRun run) {
+        for (uint64_t page = run.first; page < run.first + run.count; ++page)
+            which.clear(page);
+    });
+    TRY_ASSIGN(const auto ram, origin_->map(block.name));
+    return writer_->write_pages(index, ram.bytes(), lacking);
 }
 
 Result<void> GuestSave::track(
@@ -227,7 +266,7 @@ Result<void> GuestSave::write_while_it_runs() {
     TRY_ASSIGN(handoff::WriteMap map, handoff::WriteMap::map(file.get(), at_.files.manifest));
     writes_.emplace(std::move(map));
     TRY(track(handoff::proto::TrackWrites::BEGIN, {{"writes", file.get()}}));
-    TRY(write_pages([&](size_t block) { return touched(block); }));
+    TRY(write_pages([&](size_t block) { return all_pages(block); }));
     for (uint64_t before = UINT64_MAX; report_.passes < kMostPasses; ++report_.passes) {
         TRY(track(handoff::proto::TrackWrites::COLLECT, {}));
         const uint64_t pages = count_written();
@@ -242,11 +281,20 @@ Result<void> GuestSave::write_while_it_runs() {
 Result<void> GuestSave::write_ram() {
     TRY(write_pages([&](size_t block) {
         const bool is_ram = at_.files.manifest.blocks[block].name.starts_with("ram");
-        return writes_ && is_ram ? written(block) : touched(block);
+        return writes_ && is_ram ? written(block) : all_pages(block);
     }));
     if (!still_offered())
         return Error(ErrorCode::kTimeout,
             "writing took longer than the guest may stand still; give more time with --timeout");
+    return {};
+}
+
+Result<void> GuestSave::copy_disks() {
+    if (request_.disks == SaveDisks::kLeave) return {};
+    TRY(disks_.copy(at_.config, at_.files, request_.directory, at_.hooks.cancel_fd));
+    if (!still_offered())
+        return Error(ErrorCode::kTimeout,
+            "copying the disks took longer than the guest may stand still; give more time with --timeout");
     return {};
 }
 
@@ -279,6 +327,7 @@ Result<void> GuestSave::end_guest() {
     ended_ = true;
     writer_->keep();
     named_.keep();
+    disks_.keep();
     at_.files.baton->ring();
     note_stand_still();
     stopped_ = described_ = false;

@@ -18,7 +18,9 @@
 #include "supervisor/guest_driver.hpp"
 #include "supervisor/guest_files.hpp"
 #include "supervisor/named_ram.hpp"
+#include "supervisor/origin_pages.hpp"
 #include "supervisor/save_request.hpp"
+#include "supervisor/saved_disks.hpp"
 #include "supervisor/vmm_process.hpp"
 
 namespace liveupdate::supervisor {
@@ -41,6 +43,7 @@ private:
     Result<void> write_while_it_runs();
     Result<void> stop_guest();
     Result<void> write_ram();
+    Result<void> copy_disks();
     Result<void> let_guest_go_on();
     Result<void> end_guest();
     Result<void> finish_file();
@@ -48,10 +51,12 @@ private:
     void reach(SaveStep step) const;
     Result<void> collect_state();
     Result<void> track(handoff::proto::TrackWrites::Way way, const std::vector<handoff::FdToSend>& fds);
-    // Of one block: the pages that have ever been touched, or that the VMM's map names.
+    // Of one block: the pages that it has, those of its origin too, and those that the VMM's map names.
     handoff::save::PageMap touched(size_t block) const;
+    handoff::save::PageMap all_pages(size_t block) const;
     handoff::save::PageMap written(size_t block) const;
     Result<void> write_pages(const std::function<handoff::save::PageMap(size_t block)>& which);
+    Result<void> write_origin(size_t block, handoff::save::PageMap& which);
     uint64_t count_written() const;
     handoff::save::Place place_of(const handoff::RamBlock& block) const;
     bool still_offered() const;
@@ -65,6 +70,8 @@ private:
     uint64_t began_ns_;
     SaveReport report_;
     NamedRam named_;
+    SavedDisks disks_;
+    std::optional<OriginPages> origin_; // of a guest whose RAM has one
     std::unique_ptr<handoff::save::Writer> writer_;
     handoff::proto::SavedGuest state_;
     UniqueFd transfer_;

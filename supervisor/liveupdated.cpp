@@ -100,11 +100,14 @@ int main(int argc, char** argv) {
     CLI::App app{
         "The supervisor of one VM: runs its VMM and updates it in place. `liveupdate start` starts it."};
     std::string config, saved;
-    bool foreground = false, lazy = false;
+    bool foreground = false, lazy = false, mapped = false, clone = false;
     app.add_option("--config", config, "The VM's TOML file")->required();
     app.add_option(
         "--restore", saved, "A folder: start the guest that was saved there, instead of a new one");
-    app.add_flag("--lazy", lazy, "With --restore: RAM comes while the guest runs");
+    const auto lazy_flag = app.add_flag("--lazy", lazy, "With --restore: RAM comes while the guest runs");
+    app.add_flag("--mapped", mapped, "With --restore: RAM comes when it is touched, and not before")
+        ->excludes(lazy_flag);
+    app.add_flag("--clone", clone, "With --restore: the guest is a copy of the saved one, and is told so");
     app.add_flag(
         "--foreground", foreground, "Stay in the foreground, which is what it always does: for unit files");
     app.set_version_flag("--version", "liveupdated " + std::string(kVersion));
@@ -116,7 +119,8 @@ int main(int argc, char** argv) {
     ::signal(SIGPIPE, SIG_IGN);
     open_log();
     std::optional<RestoreRequest> restore;
-    if (!saved.empty()) restore = RestoreRequest{saved, lazy ? RestoreRam::kLazy : RestoreRam::kEager};
+    const RestoreRam ram = mapped ? RestoreRam::kMapped : lazy ? RestoreRam::kLazy : RestoreRam::kEager;
+    if (!saved.empty()) restore = RestoreRequest{saved, ram, clone ? Identity::kNew : Identity::kSame};
     auto code = supervise(config, restore);
     if (!code) {
         std::fprintf(stderr, "liveupdated: %s\n", code.error().message.c_str());

@@ -18,6 +18,7 @@ namespace liveupdate::supervisor {
 constexpr uint64_t kPciHoleStart = uint64_t{3} << 30;
 constexpr uint64_t kPciHoleEnd = uint64_t{4} << 30;
 constexpr uint64_t kWitnessGpa = 0xfe000000;
+constexpr uint64_t kGenerationIdGpa = 0xef000; // below 1 MiB, where no kernel has RAM
 constexpr uint64_t kFirmwareMaxSize = uint64_t{16} << 20;
 
 // Regions for RAM blocks of these sizes (bytes, whole pages), ascending; a block across the hole's start

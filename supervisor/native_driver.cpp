@@ -4,12 +4,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <filesystem>
 #include <utility>
 
 #include "handoff/base/fd.hpp"
 #include "supervisor/guest_restore.hpp"
 #include "supervisor/guest_save.hpp"
 #include "supervisor/kept_vmms.hpp"
+#include "supervisor/memory_layout.hpp"
 #include "supervisor/update.hpp"
 
 namespace liveupdate::supervisor {
@@ -118,6 +121,11 @@ Result<void> NativeDriver::launch(const Shelter& shelter) {
     const std::string socket = paths_.vm_runtime_dir(config_.name) + "/vmm-1.sock";
     TRY_ASSIGN(vmm_, VmmProcess::spawn(binary, 1, socket, deadline, -1));
     shelter({vmm_.pid(), vmm_.pidfd(), vmm_.session_file()});
+    // Firmware gets no tables of the VMM's that would tell of it.
+    const auto& can = vmm_.offer().capabilities();
+    if (config_.firmware.empty() &&
+        std::find(can.begin(), can.end(), handoff::kGenerationCapability) != can.end())
+        files_->manifest.machine.set_generation_id_gpa(kGenerationIdGpa);
     Message message;
     *message.mutable_launch()->mutable_manifest() = handoff::to_message(files_->manifest);
     message.mutable_launch()->set_participant(1);
@@ -139,6 +147,14 @@ std::optional<uint64_t> NativeDriver::ram_to_fill() {
     const auto answer = vmm_.request(std::move(message), {}, Message::kStatus, Deadline::after(kAskTime));
     if (!answer) return std::nullopt;
     return answer->message.status().ram_to_fill();
+}
+
+std::string NativeDriver::ram_origin() const {
+    const int file = files_ ? files_->origin() : -1;
+    if (file < 0) return "";
+    std::error_code problem;
+    const auto path = std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(file), problem);
+    return problem ? "unknown" : path.string();
 }
 
 RunningVmm NativeDriver::running() const {
@@ -190,6 +206,7 @@ std::vector<handoff::FdToSend> NativeDriver::keepsakes() const {
     all.push_back({"baton", files_->baton_fd.get()});
     for (const auto& block : handoff::fds_of(files_->manifest))
         all.push_back(block);
+    if (files_->origin() >= 0) all.push_back({handoff::kOriginFd, files_->origin()});
     return all;
 }
 

@@ -18,6 +18,7 @@ public:
     Result<void> launch(const Shelter& shelter) override;
     Result<RestoreReport> restore(const RestoreRequest& request, const Shelter& shelter) override;
     std::optional<uint64_t> ram_to_fill() override;
+    std::string ram_origin() const override;
     RunningVmm running() const override;
     std::vector<int> watched() const override;
     bool take_news(std::deque<GuestNews>& news) override;

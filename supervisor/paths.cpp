@@ -100,6 +100,9 @@ std::string Paths::host_policy() const {
 std::string Paths::rollout_slot(unsigned number) const {
     return runtime_dir + "/.slot-" + std::to_string(number);
 }
+std::string Paths::templates() const {
+    return state_dir + "/.templates";
+}
 
 Result<Paths> resolve_paths(uid_t uid, const Environment& environment) {
     const Place runtime{

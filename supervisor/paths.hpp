@@ -35,6 +35,8 @@ struct Paths {
     std::string config(std::string_view name) const;
     std::string host_policy() const; // liveupdate.toml, beside the folder of the VM files
     std::string rollout_slot(unsigned number) const;
+    // Of all templates; no VM has a name that begins with a dot.
+    std::string templates() const;
 };
 
 // The value of an environment variable, or nullptr.

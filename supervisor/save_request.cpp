@@ -33,7 +33,7 @@ nlohmann::json to_json(const SaveReport& report) {
 
 nlohmann::json to_json(const RestoreReport& report) {
     return {{"ram_us", report.ram_us}, {"start_us", report.start_us}, {"prepare_us", report.prepare_us},
-        {"hand_over_us", report.hand_over_us}, {"notes", report.notes}};
+        {"hand_over_us", report.hand_over_us}, {"entered_ns", report.entered_ns}, {"notes", report.notes}};
 }
 
 } // namespace liveupdate::supervisor

@@ -23,6 +23,12 @@ enum class WhileSaving { kStandsStill, kRuns };
 
 enum class AfterSave { kGoOn, kStop };
 
+// What becomes of the disks that the guest writes to.
+enum class SaveDisks {
+    kLeave,
+    kCopy, // as they are when the guest stands still, into the folder: "disk0" and so on
+};
+
 // The stable words: "file", "in-place".
 std::string_view to_string(SaveKind kind);
 std::optional<SaveKind> parse_save_kind(std::string_view word);
@@ -36,6 +42,7 @@ struct SaveRequest {
     SaveKind kind = SaveKind::kFile;
     WhileSaving meanwhile = WhileSaving::kStandsStill;
     AfterSave after = AfterSave::kGoOn;
+    SaveDisks disks = SaveDisks::kLeave;
     std::chrono::microseconds
         timeout{};                  // for the guest to stand still; then it goes on, and there is no save
     std::string config_text;        // of the VM's file
@@ -56,13 +63,21 @@ struct SaveReport {
 nlohmann::json to_json(const SaveReport& report);
 
 enum class RestoreRam {
-    kEager, // read before the guest runs
-    kLazy,  // fetched when it is touched, and in the background
+    kEager,  // read before the guest runs
+    kLazy,   // fetched when it is touched, and in the background
+    kMapped, // fetched page by page when it is touched, and not before; the file stays its origin
+};
+
+// Who the restored guest is.
+enum class Identity {
+    kSame, // the saved one, which goes on
+    kNew,  // a copy of it, which is told so, and whose network cards may have other addresses
 };
 
 struct RestoreRequest {
     std::string directory; // absolute
     RestoreRam ram = RestoreRam::kEager;
+    Identity identity = Identity::kSame;
 };
 
 // How long the parts of a restore took, in their order.
@@ -71,6 +86,7 @@ struct RestoreReport {
     uint64_t start_us = 0;     // the VMM's process
     uint64_t prepare_us = 0;   // its machine, until its vCPUs wait for their state
     uint64_t hand_over_us = 0; // device state; at its end the vCPUs run
+    uint64_t entered_ns = 0;   // that moment, by CLOCK_MONOTONIC
     std::vector<std::string> notes;
 };
 nlohmann::json to_json(const RestoreReport& report);

@@ -19,7 +19,8 @@ constexpr const char* kSlice = "liveupdate.slice";
 bool is_known(const std::string& name) {
     const auto is = [&](const char* word) { return name == word; };
     return is("control") || is("baton") || is("previous") || is("witness") || is("firmware") ||
-           name.starts_with("ram") || name.starts_with("vmm-") || name.starts_with("session-");
+           is("origin") || name.starts_with("ram") || name.starts_with("vmm-") ||
+           name.starts_with("session-");
 }
 
 // A manager that does not listen is no reason to stop anything.

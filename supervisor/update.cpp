@@ -87,8 +87,10 @@ Result<void> Update::negotiate() {
         if (source_fds_.contains(name))
             return Error(ErrorCode::kRefused,
                 "the source sends a file descriptor '" + std::string(name) + "', which is ours");
-    TRY_ASSIGN(agreement_, handoff::negotiate(at_.source.offer(), destination_.offer(),
-                               handoff::sections_from(description.sections())));
+    handoff::proto::Offer source = at_.source.offer();
+    if (at_.files.origin() >= 0) source.add_required_capabilities(handoff::kOriginCapability);
+    TRY_ASSIGN(agreement_,
+        handoff::negotiate(source, destination_.offer(), handoff::sections_from(description.sections())));
     TRY_ASSIGN(transfer_, handoff::TransferArea::create(agreement_.sections));
     return {};
 }

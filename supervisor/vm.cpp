@@ -100,6 +100,7 @@ Result<void> VmSupervisor::restore(const RestoreRequest& request) {
 
 void VmSupervisor::watch() {
     running_ = driver_->running();
+    ram_origin_ = driver_->ram_origin();
     keep_for_successor();
     tell_status();
     for (const int file : driver_->watched())
@@ -218,6 +219,7 @@ nlohmann::json VmSupervisor::status() {
             lazy_ = !left || *left > 0;
         }
     }
+    if (running_.pid != 0 && !ram_origin_.empty()) j["ram_origin"] = ram_origin_;
     if (state_ == State::kLost) j["lost_reason"] = lost_why_;
     return j;
 }

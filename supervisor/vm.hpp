@@ -94,7 +94,8 @@ private:
     std::string lost_why_;
 
     std::unique_ptr<GuestDriver> driver_;
-    RunningVmm running_; // kept apart: an update has the driver to itself
+    RunningVmm running_;     // kept apart: an update has the driver to itself
+    std::string ram_origin_; // as running_
     std::optional<OpenBinary> previous_;
     std::string previous_version_;
 

@@ -29,6 +29,9 @@ Result<SaveRequest> VmSupervisor::read_save_request(const nlohmann::json& reques
         return Error(ErrorCode::kInvalid, "a save in place writes no RAM, so there is nothing to do live");
     const bool stop = request.value("stop", false) || save.kind == SaveKind::kInPlace;
     save.after = stop ? AfterSave::kStop : AfterSave::kGoOn;
+    if (request.value("disks", "leave") == "copy") save.disks = SaveDisks::kCopy;
+    if (save.disks == SaveDisks::kCopy && save.kind == SaveKind::kInPlace)
+        return Error(ErrorCode::kInvalid, "disks are copied beside a file only, not in place");
     const auto default_ms = save.kind == SaveKind::kInPlace ? kInPlaceMs : kFileMs;
     const auto timeout_ms = request.value("timeout_ms", default_ms);
     if (timeout_ms == 0 || timeout_ms > kLongestMs)

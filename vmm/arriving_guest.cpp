@@ -82,8 +82,13 @@ Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
     plan.fds = &order.fds;
     plan.kept = &parts_.fds;
     if (saved_clocks_) plan.rings = virtio::FormerRings::kGone;
+    plan.guest = Machine::Plan::Guest::kArrives;
     TRY_ASSIGN(parts_.machine, Machine::build(std::move(plan)));
-    parts_.machine->pit().expect_thaw(parts_.machine->vm());
+    if (machine.ram_origin()) {
+        TRY_ASSIGN(parts_.fds[handoff::kOriginFd], handoff::take_fd(order.fds, handoff::kOriginFd));
+        TRY_ASSIGN(parts_.origin, begin_origin(*parts_.machine, order.manifest));
+    }
+    if (order.new_generation) TRY(parts_.machine->generation().renew(machine, parts_.machine->memory()));
     TRY(parts_.machine->add_vcpus(machine.vcpus()));
     TRY(parts_.machine->set_cpuid(fixed.cpuid));
     TRY_ASSIGN(parts_.tsc_khz, parts_.machine->vcpus()[0]->tsc_khz());
@@ -97,14 +102,26 @@ Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
         trial.ram = handoff::MapMode::kPrivate;
         TRY_ASSIGN(trial.console, Console::none());
         TRY_ASSIGN(trial_, Machine::build(std::move(trial)));
+        if (machine.ram_origin()) {
+            TRY_ASSIGN(trial_origin_, begin_origin(*trial_, order.manifest));
+        }
         TRY(trial_->add_vcpus(machine.vcpus()));
         TRY(trial_->set_cpuid(fixed.cpuid));
     }
+    parts_.machine->await_pit();
     parts_.cpuid = fixed.cpuid;
     parts_.manifest = std::move(order.manifest);
     baton_ = order.baton;
     me_ = order.me;
     return {};
+}
+
+// Before anything touches the RAM that `machine` has mapped.
+Result<std::unique_ptr<OriginRam>> ArrivingGuest::begin_origin(
+    Machine& machine, const handoff::Manifest& manifest) {
+    return OriginRam::begin(
+        parts_.fds[handoff::kOriginFd].get(), manifest, [&](size_t region) { return machine.ram(region); },
+        [&machine](std::string why) { machine.fault(std::move(why)); });
 }
 
 // Before anything touches RAM: the parts are empty.
@@ -133,6 +150,7 @@ Result<void> ArrivingGuest::rehearse(handoff::Incoming& in) {
     auto registers = LoadJob::load_all(*trial_, in);
     return quietly([&]() -> Result<void> {
         trial_.reset();
+        trial_origin_.reset();
         TRY(registers);
         for (const auto& vcpu : parts_.machine->vcpus())
             TRY(vcpu->prime((*registers)[vcpu->index()]));

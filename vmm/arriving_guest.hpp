@@ -25,11 +25,13 @@ public:
 private:
     Result<void> build(handoff::PrepareOrder& order);
     Result<void> begin_lazy_ram(handoff::NamedFds& fds);
+    Result<std::unique_ptr<OriginRam>> begin_origin(Machine& machine, const handoff::Manifest& manifest);
 
     handoff::Baton* baton_ = nullptr;
     handoff::Participant me_ = 0;
     std::optional<handoff::proto::HostClocks> saved_clocks_;
     RunningGuest::Parts parts_;
+    std::unique_ptr<OriginRam> trial_origin_;
     std::unique_ptr<Machine> trial_; // over RAM mapped copy on write, thrown away after the rehearsal
 };
 

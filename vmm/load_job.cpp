@@ -105,6 +105,7 @@ Result<bool> LoadJob::load(Vcpu& vcpu) {
     // Whoever took the baton starts the PIT; before that its ticks would be lost with the VM. From here on
     // the guest is ours, and better off without a PIT than without a VMM: no error may end this.
     if (taken) static_cast<void>(machine_.pit().thaw(machine_.vm(), *pit_));
+    if (taken) machine_.generation().announce();
     return taken;
 }
 

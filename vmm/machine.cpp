@@ -30,10 +30,12 @@ Result<std::unique_ptr<Machine>> Machine::build(Plan plan) {
     const bool virtio_console = plan.manifest->machine.console_device() == kVirtioConsole;
     std::unique_ptr<Machine> machine(new Machine(std::move(system), std::move(vm), std::move(plan.console),
         virtio_console ? ConsoleDevice::kVirtio : ConsoleDevice::kSerial, std::move(event_fd)));
-    TRY(machine->map_ram(*plan.manifest, plan.ram));
-    TRY(machine->add_devices());
     // Where KVM cannot count them, an update may lose ticks that it owes a slow guest.
     static_cast<void>(machine->pit_.count_ticks(machine->vm_));
+    if (plan.guest == Plan::Guest::kArrives)
+        machine->pit_readying_ = std::thread([made = machine.get()] { made->pit_.expect_thaw(made->vm_); });
+    TRY(machine->map_ram(*plan.manifest, plan.ram));
+    TRY(machine->add_devices());
     TRY(machine->add_virtio(plan));
     return machine;
 }
@@ -45,9 +47,16 @@ Machine::Machine(
       serial_("serial0", serial_line_,
           device == ConsoleDevice::kSerial ? static_cast<ConsoleBackend&>(*console_) : no_console_),
       debug_exit_(*this), keyboard_reset_(*this), reset_control_(*this), sci_line_(vm_, kSci),
-      acpi_pm_(sci_line_, *this, clock_), rtc_(clock_), event_fd_(std::move(event_fd)) {}
+      acpi_pm_(sci_line_, *this, clock_), generation_line_(vm_, kGenerationGsi),
+      generation_(generation_line_), rtc_(clock_), event_fd_(std::move(event_fd)) {}
 
-Machine::~Machine() = default;
+Machine::~Machine() {
+    await_pit();
+}
+
+void Machine::await_pit() {
+    if (pit_readying_.joinable()) pit_readying_.join();
+}
 
 Result<void> Machine::map_ram(const handoff::Manifest& manifest, handoff::MapMode mode) {
     uint32_t slot = 0;
@@ -182,7 +191,7 @@ Result<GuestMemory> Machine::low_level_view(const handoff::Manifest& manifest) c
     return GuestMemory::over(std::move(regions), bytes);
 }
 
-Platform Machine::platform() const {
+Platform Machine::platform(const handoff::proto::Machine& machine) const {
     Platform platform;
     platform.vcpus = static_cast<unsigned>(vcpus_.size());
     platform.pm_event_port = AcpiPm::kEventPort;
@@ -197,6 +206,8 @@ Platform Machine::platform() const {
     platform.rtc_port = Rtc::kPort;
     platform.rtc_irq = Rtc::kIrq;
     platform.rtc_century = Rtc::kCentury;
+    platform.generation_id = machine.generation_id_gpa();
+    platform.generation_gsi = kGenerationGsi;
     for (uint32_t slot = 0; slot < virtio_->all().size(); ++slot)
         platform.virtio.push_back({static_cast<uint32_t>(virtio::mmio_address(slot)),
             static_cast<uint32_t>(virtio::kMmioSize), virtio::kGsis[slot]});
@@ -214,7 +225,8 @@ Result<void> Machine::boot(const handoff::Manifest& manifest, int kernel_fd, int
     files.kernel = kernel_fd;
     files.initrd = initrd_fd;
     files.command_line = manifest.machine.cmdline();
-    TRY_ASSIGN(files.rsdp, write_platform_tables(memory, platform()));
+    TRY_ASSIGN(files.rsdp, write_platform_tables(memory, platform(manifest.machine)));
+    TRY(GenerationId::draw(manifest.machine, memory));
     TRY_ASSIGN(const InitialState state, load_kernel(memory, files));
     return vcpus_[0]->set_initial_state(state);
 }

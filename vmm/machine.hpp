@@ -6,6 +6,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "handoff/channel.hpp"
@@ -24,6 +25,7 @@
 #include "vmm/devices/reset.hpp"
 #include "vmm/devices/rtc.hpp"
 #include "vmm/devices/serial.hpp"
+#include "vmm/generation_id.hpp"
 #include "vmm/kvm/irq_line.hpp"
 #include "vmm/kvm/pit_keeper.hpp"
 #include "vmm/kvm/vcpu.hpp"
@@ -51,10 +53,14 @@ public:
         handoff::NamedFds* fds = nullptr;
         handoff::NamedFds* kept = nullptr;
         virtio::FormerRings rings = virtio::FormerRings::kCarried;
+        enum class Guest { kNone, kArrives }; // kArrives: the PIT is made ready for what it was elsewhere
+        Guest guest = Guest::kNone;
     };
 
     // Maps RAM, makes the VM and the devices; vCPUs come with add_vcpus().
     static Result<std::unique_ptr<Machine>> build(Plan plan);
+    // For a guest that arrives: before it is loaded. What build() has begun may take KVM some milliseconds.
+    void await_pit();
     ~Machine() override;
 
     Result<void> add_vcpus(unsigned count);
@@ -79,6 +85,8 @@ public:
     // The device that the console is connected to.
     ConsoleFrontend& console_frontend() { return *console_frontend_; }
     AcpiPm& acpi_pm() { return acpi_pm_; }
+    GenerationId& generation() { return generation_; }
+    const GuestMemory& memory() const { return *memory_; } // what devices may touch
     const PioBus& bus() const { return bus_; }
     const MmioBus& mmio() const { return mmio_; }
     std::vector<std::unique_ptr<Vcpu>>& vcpus() { return vcpus_; }
@@ -108,7 +116,7 @@ private:
         KvmSystem system, Vm vm, std::unique_ptr<Console> console, ConsoleDevice device, UniqueFd event_fd);
     Result<void> map_ram(const handoff::Manifest& manifest, handoff::MapMode mode);
     Result<void> add_devices();
-    Platform platform() const;
+    Platform platform(const handoff::proto::Machine& machine) const;
     Result<void> add_virtio(Plan& plan);
     Result<GuestMemory> low_level_view(const handoff::Manifest& manifest) const;
     void end(handoff::proto::GuestEvent event);
@@ -129,10 +137,12 @@ private:
     SystemClock clock_;
     KvmIrqLine sci_line_;
     AcpiPm acpi_pm_;
+    KvmIrqLine generation_line_;
+    GenerationId generation_;
     Rtc rtc_;
     PioBus bus_;
     MmioBus mmio_;
-    std::optional<GuestMemory> memory_; // what devices may touch
+    std::optional<GuestMemory> memory_;
     std::optional<VirtioDevices> virtio_;
     std::vector<Device*> saved_devices_;
     std::vector<std::unique_ptr<Vcpu>> vcpus_;
@@ -141,6 +151,7 @@ private:
     std::atomic<bool> ended_{false};
     std::mutex event_mutex_;
     std::optional<handoff::proto::GuestEvent> event_;
+    std::thread pit_readying_; // uses the VM and the PIT; ends first
 };
 
 } // namespace liveupdate::vmm

@@ -12,6 +12,7 @@
 #include "vmm/devices/virtio/net.hpp"
 #include "vmm/devices/virtio/rng.hpp"
 #include "vmm/kvm/cpu_template.hpp"
+#include "vmm/origin_ram.hpp"
 #include "vmm/running_guest.hpp"
 
 namespace liveupdate::vmm {
@@ -82,6 +83,8 @@ ReferenceVmm::ReferenceVmm(const std::string& version) {
     offer_.add_capabilities("restore");
     offer_.add_capabilities("track-writes");
     offer_.add_capabilities("lazy-ram");
+    offer_.add_capabilities(handoff::kOriginCapability);
+    offer_.add_capabilities(handoff::kGenerationCapability);
     for (const char* kind : {kVcpuSection, kInterruptsSection, kVmSection})
         add_support(offer_, kind, kStateVersion, kStateVersion);
     add_device_support(offer_);
@@ -92,6 +95,8 @@ Result<std::unique_ptr<handoff::SourceGuest>> ReferenceVmm::launch(handoff::Laun
     if (wanted.vcpus() == 0 || wanted.vcpus() > kMaxVcpus)
         return Error(ErrorCode::kInvalid, "a machine has 1 to " + std::to_string(kMaxVcpus) + " vCPUs, not " +
                                               std::to_string(wanted.vcpus()));
+    if (wanted.ram_origin())
+        return Error(ErrorCode::kProtocol, "a guest that has not run yet has no RAM with an origin");
     RunningGuest::Parts parts;
     TRY_ASSIGN(UniqueFd kvm_fd, handoff::take_fd(order.fds, "kvm"));
     TRY_ASSIGN(parts.fds["kvm"], fd::dup(kvm_fd.get()));

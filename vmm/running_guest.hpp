@@ -8,6 +8,7 @@
 #include "handoff/guest.hpp"
 #include "vmm/lazy_ram.hpp"
 #include "vmm/machine.hpp"
+#include "vmm/origin_ram.hpp"
 #include "vmm/save_job.hpp"
 #include "vmm/vcpu_thread.hpp"
 
@@ -24,6 +25,7 @@ public:
         uint32_t tsc_khz = 0; // of the host; a vCPU that runs cannot be asked
         std::unique_ptr<Machine> machine;
         std::unique_ptr<LazyRam> lazy_ram; // of a guest that was restored so; ends before the machine
+        std::unique_ptr<OriginRam> origin; // of a guest whose RAM has one; the same
         VcpuThreads threads;               // one for each vCPU, started or about to be
     };
     explicit RunningGuest(Parts parts);

@@ -39,6 +39,21 @@ _liveupdate_with_history() {
     done
 }
 
+_liveupdate_templates() {
+    local folder entry
+    folder=$(_liveupdate_folder LIVEUPDATE_STATE_DIR /var/lib/liveupdate XDG_STATE_HOME /.local/state)
+    for entry in "$folder"/.templates/*/guest.save; do
+        [[ -e $entry ]] || continue
+        entry=${entry%/guest.save}
+        printf '%s\n' "${entry##*/}"
+    done
+}
+
+# The commands that the help of `words` lists.
+_liveupdate_commands() {
+    "$@" --help 2>/dev/null | sed -n '/^Subcommands:/,/^$/s/^  \([a-z][a-z-]*\) .*/\1/p'
+}
+
 # The folders that `current` begins.
 _liveupdate_folders() {
     compopt -o filenames 2>/dev/null
@@ -47,21 +62,32 @@ _liveupdate_folders() {
 
 _liveupdate() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} program=${COMP_WORDS[0]}
-    local command='' word words=''
+    local command='' inner='' word words=''
     COMPREPLY=()
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-        if [[ $word != -* ]]; then command=$word; break; fi
+        if [[ $word == -* ]]; then continue
+        elif [[ -z $command ]]; then command=$word
+        elif [[ $command == template && -z $inner ]]; then inner=$word
+        fi
     done
     case $previous in
     --way) mapfile -t COMPREPLY < <(compgen -W 'x-ignore-shared cpr-transfer postcopy' -- "$current"); return ;;
     --binary | --qmp) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
-    --timeout | --max-parallel | --canary | --limit | -n) return ;;
+    --timeout | --max-parallel | --canary | --limit | -n | --count | --tap | --name) return ;;
     esac
     if [[ $current == -* ]]; then
-        words=$("$program" ${command:+"$command"} --help 2>/dev/null | sed -n 's/^  \(-[a-z],\)\{0,1\}\(--[a-z-]*\).*/\2/p')
+        words=$("$program" ${command:+"$command"} ${inner:+"$inner"} --help 2>/dev/null | sed -n 's/^  \(-[a-z],\)\{0,1\}\(--[a-z-]*\).*/\2/p')
     else
         case $command in
-        '') words=$("$program" --help 2>/dev/null | sed -n '/^Subcommands:/,/^$/s/^  \([a-z][a-z-]*\) .*/\1/p') ;;
+        '') words=$(_liveupdate_commands "$program") ;;
+        template)
+            case $inner in
+            '') words=$(_liveupdate_commands "$program" template) ;;
+            create) words=$(_liveupdate_running) ;;
+            show | rm) words=$(_liveupdate_templates) ;;
+            esac
+            ;;
+        clone) if [[ $previous == clone ]]; then words=$(_liveupdate_templates); fi ;;
         start)
             words=$(_liveupdate_configured)
             compopt -o filenames 2>/dev/null

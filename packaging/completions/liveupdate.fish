@@ -31,13 +31,24 @@ function __liveupdate_with_history
     end
 end
 
+function __liveupdate_templates
+    for file in (__liveupdate_folder LIVEUPDATE_STATE_DIR /var/lib/liveupdate XDG_STATE_HOME /.local/state)/.templates/*/guest.save
+        basename (dirname $file)
+    end
+end
+
 function __liveupdate_commands
     liveupdate --help 2>/dev/null | sed -n '/^Subcommands:/,/^$/s/^  \([a-z][a-z-]*\)  *\(.*\)/\1\t\2/p'
 end
 
 function __liveupdate_options
     set -l command (commandline -opc)[2..-1]
-    set -l command (string match -v -- '-*' $command)[1]
+    set -l command (string match -v -- '-*' $command)
+    if test "$command[1]" = template
+        set command $command[1..2]
+    else
+        set command $command[1]
+    end
     liveupdate $command --help 2>/dev/null | sed -n 's/^  \(-[a-z],\)\{0,1\}\(--[a-z-]*\).*/\2/p'
 end
 
@@ -48,6 +59,10 @@ complete -c liveupdate -n '__fish_seen_subcommand_from now plan rollback abort r
 complete -c liveupdate -n '__fish_seen_subcommand_from start status' -a '(__liveupdate_configured)'
 complete -c liveupdate -n '__fish_seen_subcommand_from start' -F
 complete -c liveupdate -n '__fish_seen_subcommand_from save restore' -a '(__fish_complete_directories (commandline -ct))'
+complete -c liveupdate -n '__fish_seen_subcommand_from template; and not __fish_seen_subcommand_from create list show rm' -a 'create list show rm'
+complete -c liveupdate -n '__fish_seen_subcommand_from template; and __fish_seen_subcommand_from create' -a '(__liveupdate_running)'
+complete -c liveupdate -n '__fish_seen_subcommand_from template; and __fish_seen_subcommand_from show rm' -a '(__liveupdate_templates)'
+complete -c liveupdate -n '__fish_seen_subcommand_from clone' -a '(__liveupdate_templates)'
 complete -c liveupdate -n '__fish_seen_subcommand_from history' -a '(__liveupdate_with_history)'
 complete -c liveupdate -l way -x -n '__fish_seen_subcommand_from now plan rollback' -a 'x-ignore-shared cpr-transfer postcopy'
 complete -c liveupdate -l qmp -r -F -n '__fish_seen_subcommand_from adopt'

@@ -33,11 +33,20 @@ void add_version_command(CLI::App& app, Action& chosen) {
     });
 }
 
+// The command that was given, down to the innermost, and its words.
+std::pair<const CLI::App*, std::string> given_command(const CLI::App& app) {
+    const CLI::App* innermost = &app;
+    std::string words = "liveupdate";
+    while (!innermost->get_subcommands().empty()) {
+        innermost = innermost->get_subcommands().front();
+        words += " " + innermost->get_name();
+    }
+    return {innermost, words};
+}
+
 // CLI11's sentence, and where to read on; of the subcommand when one was given.
 ExitCode usage_error(CliIo& io, const CLI::App& app, const CLI::ParseError& problem) {
-    std::string command = "liveupdate";
-    for (const CLI::App* sub : app.get_subcommands())
-        command += " " + sub->get_name();
+    const std::string command = given_command(app).second;
     std::string sentence = problem.what();
     std::replace(sentence.begin(), sentence.end(), '\n', ' ');
     if (!sentence.empty()) sentence.front() = static_cast<char>(std::tolower(sentence.front()));
@@ -57,6 +66,8 @@ ExitCode parse_and_run(CliIo& io, std::vector<std::string> arguments) {
     add_lifecycle_commands(app, chosen);
     add_adopt_command(app, chosen);
     add_save_commands(app, chosen);
+    add_template_commands(app, chosen);
+    add_clone_command(app, chosen);
     add_console_command(app, chosen);
     add_doctor_command(app, chosen);
     add_version_command(app, chosen);
@@ -64,8 +75,8 @@ ExitCode parse_and_run(CliIo& io, std::vector<std::string> arguments) {
     try {
         app.parse(std::move(arguments));
     } catch (const CLI::CallForHelp&) {
-        const auto subcommands = app.get_subcommands();
-        io.out << (subcommands.empty() ? app.help() : subcommands.front()->help("liveupdate"));
+        const auto [command, words] = given_command(app);
+        io.out << (command == &app ? app.help() : command->help(words.substr(0, words.rfind(' '))));
         return ExitCode::kDone;
     } catch (const CLI::RequiredError& problem) {
         if (version && app.get_subcommands().empty()) return print_version(io, Format::kText);

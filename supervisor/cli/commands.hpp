@@ -20,6 +20,8 @@ void add_update_commands(CLI::App& app, Action& chosen);    // now, plan, abort,
 void add_rollout_commands(CLI::App& app, Action& chosen);   // reload, rollout
 void add_adopt_command(CLI::App& app, Action& chosen);
 void add_save_commands(CLI::App& app, Action& chosen); // save, restore
+void add_template_commands(CLI::App& app, Action& chosen);
+void add_clone_command(CLI::App& app, Action& chosen);
 void add_console_command(CLI::App& app, Action& chosen);
 void add_doctor_command(CLI::App& app, Action& chosen);
 

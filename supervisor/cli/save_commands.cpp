@@ -8,8 +8,7 @@
 #include "handoff/save/reader.hpp"
 #include "supervisor/cli/commands.hpp"
 #include "supervisor/cli/control_client.hpp"
-#include "supervisor/cli/interrupt.hpp"
-#include "supervisor/cli/json_view.hpp"
+#include "supervisor/cli/save_call.hpp"
 #include "supervisor/cli/start_wait.hpp"
 #include "supervisor/cli/supervisor_process.hpp"
 #include "supervisor/cli/vms.hpp"
@@ -18,8 +17,6 @@
 
 namespace liveupdate::supervisor::cli {
 namespace {
-
-constexpr std::chrono::seconds kShortAnswer(10);
 
 struct SaveArguments {
     std::string name;
@@ -37,6 +34,7 @@ struct RestoreArguments {
     std::string name;
     std::string timeout = "10m";
     bool lazy = false;
+    bool mapped = false;
 };
 
 Result<std::string> absolute(const std::string& path) {
@@ -65,48 +63,18 @@ Result<nlohmann::json> save_request(const SaveArguments& arguments) {
     return request;
 }
 
-std::string mebibytes(uint64_t bytes) {
-    return std::to_string((bytes + (1u << 19)) >> 20) + " MiB";
-}
-
-std::string summary(const nlohmann::json& report, const std::string& name) {
-    const auto time = [&](const char* pointer) {
-        return human_duration(std::chrono::microseconds(number_at(report, pointer)));
-    };
-    std::string text = name + ": saved to " + text_at(report, "/path") + ": " +
-                       mebibytes(number_at(report, "/written_bytes")) + " written of " +
-                       mebibytes(number_at(report, "/ram_bytes")) + " of RAM in " + time("/duration_us") +
-                       "; ";
-    if (text_at(report, "/guest") == "stopped") return text + "the guest has been stopped";
-    return text + "the guest stood still for " + time("/stood_still_us") + " and runs on";
-}
-
 ExitCode run_save(CliIo& io, const SaveArguments& arguments) {
     const auto request = save_request(arguments);
     if (!request) return complain(io, request.error());
-    auto client = ControlClient::connect(io.paths, arguments.name);
-    if (!client) return complain(io, client.error());
-    const InterruptGuard guard;
-    bool abort_sent = false;
-    const auto on_tick = [&] {
-        if (InterruptGuard::count() > 0 && !std::exchange(abort_sent, true))
-            if (auto second = ControlClient::connect(io.paths, arguments.name))
-                static_cast<void>(second->call({{"command", "abort"}}, Deadline::after(kShortAnswer)));
-        return InterruptGuard::count() > 1 ? ControlClient::Wait::kGiveUp : ControlClient::Wait::kGoOn;
-    };
-    const auto report = client->call(*request, Deadline::never(), {{}, on_tick});
-    if (!report) {
-        complain(io, report.error());
-        // The guest runs on, whatever the reason was.
-        return report.error().code == ErrorCode::kSystem ? ExitCode::kFailed : exit_code(report.error());
-    }
+    ExitCode code = ExitCode::kDone;
+    const auto report = call_save(io, arguments.name, *request, code);
+    if (!report) return code;
     if (arguments.json) {
         print_json(io, *report);
         return ExitCode::kDone;
     }
-    io.out << summary(*report, arguments.name) << '\n';
-    for (const auto& note : report->value("notes", nlohmann::json::array()))
-        if (note.is_string()) io.err << "note: " << printable(note.get<std::string>()) << '\n';
+    io.out << save_summary(*report, arguments.name) << '\n';
+    print_notes(io, *report);
     return ExitCode::kDone;
 }
 
@@ -149,6 +117,7 @@ ExitCode run_restore(CliIo& io, const RestoreArguments& arguments) {
         return complain(io, made.error());
     std::vector<std::string> more = {"--restore", *directory};
     if (arguments.lazy) more.emplace_back("--lazy");
+    if (arguments.mapped) more.emplace_back("--mapped");
     auto process = SupervisorProcess::spawn(
         io.supervisor_program, *config, io.paths.supervisor_log(arguments.name), more);
     if (!process) return complain(io, process.error());
@@ -179,8 +148,13 @@ void add_save_commands(CLI::App& app, Action& chosen) {
     restore.add_option("DIR", restoring->directory, "the folder that it was saved into")->required();
     restore.add_option("NAME", restoring->name, "the VM's name; without a VM file it gets the saved one")
         ->required();
-    restore.add_flag("--lazy", restoring->lazy,
+    const auto lazy = restore.add_flag("--lazy", restoring->lazy,
         "let the guest run at once; RAM is fetched when it is touched, and in the background");
+    restore
+        .add_flag("--mapped", restoring->mapped,
+            "let the guest run at once; RAM is fetched page by page when it is touched, and the file stays "
+            "in use")
+        ->excludes(lazy);
     restore.add_option("--timeout", restoring->timeout, "how long to wait until it runs")
         ->capture_default_str();
     restore.callback(

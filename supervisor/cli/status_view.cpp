@@ -129,6 +129,7 @@ void print_status(CliIo& io, const nlohmann::json& status, int64_t now) {
             : text_at(status, "/update/id") + ", " + text_at(status, "/update/phase"));
     line(io, "Last update", last_update_text(status, now));
     line(io, "Machine", machine_text(status));
+    line(io, "RAM from", text_at(status, "/ram_origin"));
     line(io, "Console", console_text(status));
     if (find(status, "/supervisor"))
         line(io, "Supervisor",

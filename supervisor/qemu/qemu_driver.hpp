@@ -21,6 +21,7 @@ public:
     Result<void> launch(const Shelter& shelter) override;
     Result<RestoreReport> restore(const RestoreRequest& request, const Shelter& shelter) override;
     std::optional<uint64_t> ram_to_fill() override { return 0; }
+    std::string ram_origin() const override { return ""; } // it cannot be restored
     RunningVmm running() const override;
     std::vector<int> watched() const override;
     bool take_news(std::deque<GuestNews>& news) override;

@@ -17,7 +17,8 @@ done
 export PATH=$build/bin:$PATH LIVEUPDATE_RUNTIME_DIR=$work/run LIVEUPDATE_CONFIG_DIR=$work/vms LIVEUPDATE_STATE_DIR=$work/state
 mkdir -p "$work"/run/{web1,db.old} "$work/vms" "$work/state/gone"
 python3 -c 'import socket,sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])' "$work/run/web1/control.sock"
-touch "$work/vms/stopped.toml" "$work/state/gone/history.jsonl"
+mkdir -p "$work/state/.templates/base"
+touch "$work/state/.templates/base/guest.save" "$work/vms/stopped.toml" "$work/state/gone/history.jsonl"
 
 commands=$(liveupdate --help | sed -n '/^Subcommands:/,/^$/s/^  \([a-z][a-z-]*\) .*/\1/p' | sort)
 options=$(liveupdate now --help | grep -oE '^  (-[a-z],)?--[a-z-]+' | grep -oE -- '--[a-z-]+' | sort)
@@ -35,6 +36,11 @@ check() {
     [[ $(offers liveupdate now --way post) == postcopy ]] || fail "$1: --way: $(offers liveupdate now --way post)"
     [[ $(offers liveupdate save we) == web1 ]] || fail "$1: save: $(offers liveupdate save we)"
     [[ $(offers liveupdate restore fold | tr -d /) == folder1 ]] || fail "$1: restore: $(offers liveupdate restore fold)"
+    [[ $(offers liveupdate template '') == $'create\nlist\nrm\nshow' ]] || fail "$1: template: $(offers liveupdate template '')"
+    [[ $(offers liveupdate template create '') == web1 ]] || fail "$1: create: $(offers liveupdate template create '')"
+    [[ $(offers liveupdate template show '') == base ]] || fail "$1: show: $(offers liveupdate template show '')"
+    [[ $(offers liveupdate template show --veri) == --verify ]] || fail "$1: --verify: $(offers liveupdate template show --veri)"
+    [[ $(offers liveupdate clone '') == base ]] || fail "$1: clone: $(offers liveupdate clone '')"
     [[ $(offers liveupdate now --all web) == web1 ]] || fail "$1: after an option"
     [[ $(offers liveupdate start stop) == stopped ]] || fail "$1: start: $(offers liveupdate start stop)"
     [[ $(offers liveupdate history '') == gone ]] || fail "$1: history: $(offers liveupdate history '')"

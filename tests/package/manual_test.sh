@@ -14,6 +14,8 @@ entries() { # FILE MACRO
 }
 # What a help text offers, without the leading "-".
 options() { sed -n 's/^  -\([a-z]\),-\(-[a-z-]*\).*/\1\n\2/p; s/^  -\(-[a-z-]*\).*/\1/p'; }
+# What a help text lists.
+subcommands() { sed -n '/^Subcommands:/,/^$/s/^  \([a-z][a-z-]*\) .*/\1/p'; }
 # Entries of the chapters "All commands" and of those whose title has the command in it.
 option_entries_of() { # COMMAND
     awk -v command="$1" '$1 == ".Ss" { mine = /All commands/ || $0 ~ "[ ,]" command "($|[ ,])" } mine' \
@@ -42,7 +44,7 @@ done
 [[ -n $linter ]] || echo "SKIPPED: neither mandoc nor man is installed, so the pages' form is not looked at"
 
 help=$("$build/bin/liveupdate" --help)
-commands=$(sed -n '/^Subcommands:/,/^$/s/^  \([a-z][a-z-]*\) .*/\1/p' <<<"$help")
+commands=$(subcommands <<<"$help")
 (( $(wc -l <<<"$commands") >= 10 )) || wrong "the help text is not understood"
 same "commands" "$commands" "$(entries "$pages/liveupdate.1" Cm)"
 same "commands of the synopsis" "$commands" "$(sed -n '/^.Sh SYNOPSIS/,/^.Sh DESCRIPTION/s/^\.Cm //p' "$pages/liveupdate.1")"
@@ -50,8 +52,17 @@ for option in $(options <<<"$help"); do
     entries "$pages/liveupdate.1" Fl | grep -qxe "$option" || wrong "liveupdate.1 does not tell -$option"
 done
 all=$(options <<<"$help")
+# Each command, and each command of a command, as its words.
+paths=()
 for command in $commands; do
-    known=$("$build/bin/liveupdate" "$command" --help | options)
+    paths+=("$command")
+    for inner in $("$build/bin/liveupdate" "$command" --help | subcommands); do
+        paths+=("$command $inner")
+        grep -q "^\.It Cm $command No $inner" "$pages/liveupdate.1" || wrong "liveupdate.1 does not tell $command $inner"
+    done
+done
+for command in "${paths[@]}"; do
+    known=$("$build/bin/liveupdate" $command --help | options)
     all+=$'\n'$known
     for option in $known; do
         option_entries_of "$command" | grep -qxe "$option" || wrong "liveupdate.1 does not tell -$option of $command"

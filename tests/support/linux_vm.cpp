@@ -103,6 +103,18 @@ Figures figures_of(const std::string& line) {
     return figures;
 }
 
+LiveVmOptions bare_linux(const std::string& words, const std::string& console_toml) {
+    LiveVmOptions live;
+    live.guest = kernel_path();
+    live.initrd = initrd_path();
+    live.memory_mib = LinuxVmOptions().memory_mib;
+    live.witness = false;
+    live.console_toml = console_toml;
+    live.cmdline = "console=ttyS0 panic=-1 reboot=k" + std::string(hardware_kvm() ? "" : kSoftwareKvm) + " " +
+                   from_environment("LIVEUPDATE_TEST_LINUX_CMDLINE", "") + words;
+    return live;
+}
+
 const std::string LinuxVm::disk_path(unsigned number) const {
     if (number < options_.given_disks.size()) return options_.given_disks[number];
     return folder_.at("disk" + std::to_string(number) + ".img");
@@ -175,21 +187,14 @@ Result<void> LinuxVm::start_qemu(const std::string& cmdline) {
 }
 
 Result<void> LinuxVm::start_vm() {
-    const std::string cmdline = "console=ttyS0 panic=-1 reboot=k" +
-                                std::string(hardware_kvm() ? "" : kSoftwareKvm) + " " +
-                                from_environment("LIVEUPDATE_TEST_LINUX_CMDLINE", "") + work_words(options_);
-    if (options_.runner == Runner::kQemu) return start_qemu(cmdline);
-    LiveVmOptions live;
-    live.guest = kernel_path();
-    live.initrd = initrd_path();
+    LiveVmOptions live = bare_linux(
+        work_words(options_), options_.qemu_toml.empty() ? "type = \"socket\"\n" : "type = \"pty\"\n");
+    if (options_.runner == Runner::kQemu) return start_qemu(live.cmdline);
     live.vcpus = options_.vcpus;
     live.memory_mib = options_.memory_mib;
-    live.witness = false;
     live.vmm = options_.vmm;
     live.qemu_toml = options_.qemu_toml;
-    live.console_toml = options_.qemu_toml.empty() ? "type = \"socket\"\n" : "type = \"pty\"\n";
     live.update_toml = options_.update_toml;
-    live.cmdline = cmdline;
     for (unsigned i = 0; i < options_.disks + options_.file_systems; ++i)
         live.extra_toml += "[[disk]]\npath = \"" + image_path(i) + "\"\n" + options_.disk_toml;
     if (net_)

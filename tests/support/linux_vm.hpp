@@ -56,6 +56,10 @@ struct LinuxVmOptions {
 using Figures = std::map<std::string, uint64_t>;
 Figures figures_of(const std::string& line);
 
+// The guest by itself: for a VM with the tests' kernel and program, `words` beside those that the host asks
+// for.
+LiveVmOptions bare_linux(const std::string& words, const std::string& console_toml);
+
 class LinuxVm {
 public:
     // Returns when the guest's workloads run.

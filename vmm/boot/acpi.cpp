@@ -272,6 +272,24 @@ aml::Bytes virtio_devices(const std::vector<PlatformMmioDevice>& devices) {
     return all;
 }
 
+// The device that tells of a new generation, and the one whose interrupt makes ACPI tell of it (5.6.9,
+// "Interrupt- signaled ACPI events"). The specification's id is longer than ids may be; the shorter one came
+// later.
+aml::Bytes generation(const Platform& p) {
+    if (p.generation_id == 0) return {};
+    constexpr uint8_t kChanged = 0x80;
+    const auto half = [&](unsigned shift) { return aml::integer(p.generation_id >> shift & 0xffffffff); };
+    return aml::device("VGEN",
+               aml::name("_HID", aml::string("LVUP0001")) +
+                   aml::name("_CID", aml::package({aml::string("VM_Gen_Counter"), aml::string("VMGENCTR")})) +
+                   aml::name("_DDN", aml::string("VM_Gen_Counter")) +
+                   aml::name("ADDR", aml::package({half(0), half(32)}))) +
+           aml::device("GED", aml::name("_HID", aml::string("ACPI0013")) +
+                                  aml::name("_UID", aml::integer(0)) +
+                                  aml::name("_CRS", aml::resources(aml::edge_interrupt(p.generation_gsi))) +
+                                  aml::method("_EVT", 1, aml::notify("VGEN", kChanged)));
+}
+
 // Builds the piece: each table knows its address when it is put down.
 class Layout {
 public:
@@ -303,7 +321,8 @@ aml::Bytes dsdt_body(const Platform& platform) {
             aml::name("_CRS", aml::resources(aml::io_ports(p.rtc_port, 2) + aml::isa_interrupt(p.rtc_irq))));
     const aml::Bytes soft_off = aml::package(
         {aml::integer(p.soft_off_type), aml::integer(p.soft_off_type), aml::integer(0), aml::integer(0)});
-    return aml::scope("\\_SB", processors(p.vcpus) + virtio_devices(p.virtio) + serial + rtc) +
+    return aml::scope(
+               "\\_SB", processors(p.vcpus) + virtio_devices(p.virtio) + serial + rtc + generation(p)) +
            aml::name("\\_S5", soft_off);
 }
 

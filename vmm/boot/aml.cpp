@@ -8,7 +8,8 @@ namespace {
 
 // ACPI 6.4, section 20.3, "AML Byte Stream Byte Values"
 constexpr uint8_t kZero = 0x00, kOne = 0x01, kByte = 0x0A, kWord = 0x0B, kDword = 0x0C, kString = 0x0D,
-                  kQword = 0x0E, kName = 0x08, kScope = 0x10, kBuffer = 0x11, kPackage = 0x12;
+                  kQword = 0x0E, kName = 0x08, kScope = 0x10, kBuffer = 0x11, kPackage = 0x12, kMethod = 0x14,
+                  kNotify = 0x86;
 constexpr uint8_t kExtended = 0x5B, kDevice = 0x82;
 constexpr size_t kSegment = 4; // characters of a name
 
@@ -101,6 +102,17 @@ Bytes device(std::string_view name, const Bytes& body) {
 
 Bytes scope(std::string_view name, const Bytes& body) {
     return of({kScope}) + with_length(path(name) + body);
+}
+
+Bytes method(std::string_view name, unsigned arguments, const Bytes& body) {
+    constexpr unsigned kMostArguments = 7, kSerialized = 8;
+    assert(arguments <= kMostArguments);
+    return of({kMethod}) +
+           with_length(path(name) + of({static_cast<uint8_t>(arguments | kSerialized)}) + body);
+}
+
+Bytes notify(std::string_view device, uint8_t value) {
+    return of({kNotify}) + path(device) + integer(value);
 }
 
 Bytes io_ports(uint16_t first, uint8_t count) {

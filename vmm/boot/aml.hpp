@@ -38,6 +38,12 @@ Bytes name(std::string_view name, const Bytes& value);
 Bytes device(std::string_view name, const Bytes& body);
 Bytes scope(std::string_view name, const Bytes& body);
 
+// Serialized; its body is a list of statements.
+Bytes method(std::string_view name, unsigned arguments, const Bytes& body);
+// A statement: tells the operating system's driver of a device, found from where the statement stands
+// outwards.
+Bytes notify(std::string_view device, uint8_t value);
+
 // Resource descriptors (ACPI 6.4, 6.4), to be given to resources() in one.
 Bytes io_ports(uint16_t first, uint8_t count);
 Bytes isa_interrupt(unsigned irq); // edge-triggered, active high

@@ -33,6 +33,11 @@ struct Platform {
     uint8_t rtc_century = 0; // index of its century byte
 
     std::vector<PlatformMmioDevice> virtio;
+
+    // Where the 16 bytes lie by which a guest sees that it is a copy (docs: "Virtual Machine Generation ID",
+    // Microsoft), and the edge-triggered interrupt that tells of a change. 0: there are none.
+    uint64_t generation_id = 0;
+    uint32_t generation_gsi = 0;
 };
 
 // The interrupt controllers of a PC.

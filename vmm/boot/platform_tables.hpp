@@ -11,6 +11,8 @@
 namespace liveupdate::vmm {
 
 constexpr uint64_t kAcpiTables = 0xE0000;
+// A page for the generation id: fixed for ever, a guest is told once, at its boot.
+constexpr uint64_t kGenerationIdGpa = 0xEF000;
 constexpr uint64_t kMpTable = 0xF0000;
 
 // Before the guest's first run only; RAM goes beyond 1 MiB. The value is the RSDP's address.
