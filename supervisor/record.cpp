@@ -1,6 +1,7 @@
 #include "supervisor/record.hpp"
 
 #include <array>
+#include <chrono>
 #include <cstdio>
 #include <ctime>
 #include <nlohmann/json.hpp>
@@ -152,6 +153,11 @@ std::string update_id(int64_t unix_seconds, uint16_t salt) {
     char id[64];
     std::snprintf(id, sizeof(id), "u-%s-%04x", stamp, static_cast<unsigned>(salt));
     return id;
+}
+
+uint64_t unix_ms() {
+    const auto now = std::chrono::system_clock::now().time_since_epoch();
+    return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
 }
 
 std::string new_update_id() {

@@ -90,5 +90,7 @@ Result<UpdateRecord> record_from_json(const nlohmann::json& json);
 std::string update_id(int64_t unix_seconds, uint16_t salt);
 // The same for now, with a random salt.
 std::string new_update_id();
+// Now, in milliseconds since 1970 by CLOCK_REALTIME: what `started_unix_ms` is.
+uint64_t unix_ms();
 
 } // namespace liveupdate::supervisor

@@ -1,7 +1,5 @@
 #include "supervisor/update_log.hpp"
 
-#include <ctime>
-
 #include "handoff/base/deadline.hpp"
 
 namespace liveupdate::supervisor {
@@ -27,7 +25,7 @@ UpdateLog::UpdateLog(const UpdateRequest& request, std::string id, RecordedBinar
     : on_phase_(std::move(on_phase)), began_ns_(monotonic_ns()) {
     record_.id = std::move(id);
     record_.kind = request.kind;
-    record_.started_unix_ms = static_cast<uint64_t>(std::time(nullptr)) * 1000;
+    record_.started_unix_ms = unix_ms();
     record_.from = std::move(from);
     record_.to = {request.binary.info.path, "", request.binary.info.build_id};
 }

@@ -279,7 +279,7 @@ void VmSupervisor::begin_update(const nlohmann::json& request, std::shared_ptr<C
         record.id = new_update_id();
         record.kind = *kind;
         record.outcome = Outcome::kRefused;
-        record.started_unix_ms = static_cast<uint64_t>(std::time(nullptr)) * 1000;
+        record.started_unix_ms = unix_ms();
         record.from = running_.binary;
         record.to.binary = request.value("binary", config_.vmm_binary);
         record.reason = update.error().message;
@@ -291,7 +291,7 @@ void VmSupervisor::begin_update(const nlohmann::json& request, std::shared_ptr<C
         record.id = new_update_id();
         record.kind = *kind;
         record.outcome = Outcome::kNothingToDo;
-        record.started_unix_ms = static_cast<uint64_t>(std::time(nullptr)) * 1000;
+        record.started_unix_ms = unix_ms();
         record.from = record.to = running_.binary;
         return reply->finish(to_json(record));
     }

@@ -34,7 +34,8 @@ class DiskGuest {
 public:
     static Result<std::unique_ptr<DiskGuest>> start(Runner runner);
     const Meter& meter() const { return *meter_; }
-    LiveVm& vm() { return *vm_; }
+    LiveVm& vm() { return *vm_; }     // of Runner::kSupervisor
+    QemuVm& qemu() { return *qemu_; } // of Runner::kQemu
     Result<void> check() const;
 
 private:

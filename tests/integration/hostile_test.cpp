@@ -10,6 +10,7 @@
 #include "handoff/base/fd.hpp"
 #include "tests/integration/checks.hpp"
 #include "tests/support/net_namespace.hpp"
+#include "tests/support/slow_disk.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 namespace liveupdate::tests {
@@ -21,6 +22,7 @@ using ::tests::guests::pattern_value;
 using ::tests::guests::read_field;
 
 constexpr uint64_t kMiB = 1 << 20;
+constexpr unsigned kResetInMidRequest = 5;    // kAttacks of the guest
 constexpr uint64_t kSiblingBegin = 24 * kMiB; // no device is ever told of it
 constexpr uint64_t kSiblingEnd = 40 * kMiB;
 
@@ -36,11 +38,15 @@ uint64_t attacks(const HostileReport& report) {
     return sum;
 }
 
-LiveVmOptions hostile(const TemporaryFolder& folder) {
+std::string fresh_disk(const TemporaryFolder& folder) {
     const std::string disk = folder.at("disk.img");
     const auto file = fd::open(disk, O_RDWR | O_CREAT | O_EXCL, 0600);
     REQUIRE(file);
     REQUIRE(::ftruncate(file->get(), kMiB) == 0);
+    return disk;
+}
+
+LiveVmOptions hostile(const TemporaryFolder& folder, const std::string& disk) {
     LiveVmOptions options;
     options.guest = "hostile.elf";
     options.cmdline = "seed=" + std::to_string(number_from("LIVEUPDATE_TEST_SEED", 1));
@@ -52,7 +58,7 @@ LiveVmOptions hostile(const TemporaryFolder& folder) {
 TEST_CASE("a guest that attacks its devices goes through updates, and hurts nobody but itself") {
     NEEDS_KVM();
     TemporaryFolder folder;
-    LiveVmOptions options = hostile(folder);
+    LiveVmOptions options = hostile(folder, fresh_disk(folder));
     std::unique_ptr<NetNamespace> net;
     std::optional<NetNamespace::Stay> stay;
     uint64_t devices = 3;
@@ -94,6 +100,34 @@ TEST_CASE("a guest that attacks its devices goes through updates, and hurts nobo
     std::printf("%llu attacks, %llu resets, in %u updates\n",
         static_cast<unsigned long long>(attacks(report)),
         static_cast<unsigned long long>(read_field(report.resets)), updates);
+}
+
+// The disk takes 200 ms for a request: most resets find some in flight, and the vCPU that waits for their end
+// in the reset is stopped there by each update, which carries them as orphans.
+TEST_CASE(
+    "a guest that resets a slow disk in mid-request goes through updates, and is not written to later") {
+    NEEDS_KVM();
+    if (const std::string why = SlowDisk::why_none(); !why.empty()) {
+        std::printf("SKIPPED: %s\n", why.c_str());
+        return;
+    }
+    TemporaryFolder folder;
+    const SlowDisk slow(fresh_disk(folder), kMiB, folder.at("nbd.sock"));
+    REQUIRE(slow.up());
+    LiveVmOptions options = hostile(folder, slow.path());
+    options.cmdline += " kinds=" + std::to_string(1u << kResetInMidRequest);
+    const auto vm = started(options);
+    const HostileReport& report = vm->report().header.hostile;
+    const unsigned updates = std::max(2u, number_from("LIVEUPDATE_TEST_UPDATES", 20));
+    for (unsigned n = 0; n < updates; ++n) {
+        const uint64_t before = read_field(report.resets);
+        update_in_turn(*vm, n, 1);
+        REQUIRE(LiveVm::eventually(
+            [&] { return read_field(report.resets) > before + 4; }, std::chrono::seconds(60)));
+    }
+    check_sound(*vm, 1);
+    std::printf(
+        "%llu resets in %u updates\n", static_cast<unsigned long long>(read_field(report.resets)), updates);
 }
 
 } // namespace

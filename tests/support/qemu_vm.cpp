@@ -219,6 +219,9 @@ Result<void> QemuVm::switch_over() {
     TRY_ASSIGN(const nlohmann::json told, process_->command("query-migrate"));
     downtime_ms_ = told.value("downtime", 0.0);
     stopped_ms_ = ms_of(resumed) - ms_of(stopped);
+    resumed_at_ =
+        std::chrono::system_clock::time_point(std::chrono::duration_cast<std::chrono::system_clock::duration>(
+            std::chrono::duration<double, std::milli>(ms_of(resumed))));
     return {};
 }
 

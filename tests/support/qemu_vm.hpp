@@ -6,6 +6,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -83,6 +84,7 @@ public:
     // to the destination's RESUME event.
     double downtime_ms() const { return downtime_ms_; }
     double stopped_ms() const { return stopped_ms_; }
+    std::chrono::system_clock::time_point resumed_at() const { return resumed_at_; }
     // Ends the source.
     void finish();
 
@@ -95,6 +97,7 @@ private:
     std::string directory_; // on tmpfs
     unsigned started_ = 0;
     double downtime_ms_ = 0, stopped_ms_ = 0;
+    std::chrono::system_clock::time_point resumed_at_;
     handoff::SharedMapping ram_;
     std::unique_ptr<QemuProcess> process_, next_;
 };

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sample_record.hpp"
+#include "supervisor/update_log.hpp"
 
 using namespace liveupdate;
 using namespace liveupdate::supervisor;
@@ -62,6 +63,14 @@ TEST_CASE("a key of a later version is passed over") {
     auto json = nlohmann::json::parse(to_json(sample_record()).dump());
     json["weather"] = "fine";
     CHECK(record_from_json(json).value() == sample_record());
+}
+
+TEST_CASE("a record tells the millisecond of its beginning") {
+    const uint64_t before = unix_ms();
+    UpdateLog log(UpdateRequest{}, "u-20261122-101530-4f2a", RecordedBinary{}, nullptr);
+    const uint64_t began = log.finish().started_unix_ms;
+    CHECK(began >= before);
+    CHECK(began <= unix_ms());
 }
 
 TEST_CASE("an id tells the second of its start") {

@@ -94,20 +94,23 @@ bool Blk::has_orphans() const {
 void Blk::serve(size_t index) {
     Queue* queue = transport().queue(index);
     if (queue == nullptr) return;
-    do {
-        queue->suppress_kicks();
-        for (;;) {
-            if (worker().must_yield()) return; // look() goes on
-            if (in_flight() >= kMaxInFlight) {
-                starved_ = true;
-                return;
-            }
-            const auto popped = queue->pop(chain_);
-            if (!popped) return transport().fail();
-            if (!*popped) break;
-            if (!accept(index, chain_)) return transport().fail();
+    queue->suppress_kicks();         // until the end of the round
+    while (!worker().must_yield()) { // or the next round goes on
+        if (in_flight() >= kMaxInFlight) {
+            starved_ = true;
+            return;
         }
-    } while (queue->expect_kick());
+        const auto popped = queue->pop(chain_);
+        if (!popped) return transport().fail();
+        if (!*popped) return;
+        if (!accept(index, chain_)) return transport().fail();
+    }
+}
+
+void Blk::serve_all() {
+    starved_ = false;
+    for (size_t i = 0; i < transport().queue_count(); ++i)
+        serve(i);
 }
 
 // False: not even a place for the result is there, so the ring is broken.

@@ -121,6 +121,10 @@ private:
 
     // Taking requests.
     void serve(size_t queue_index);
+    void serve_all();
+    bool watch_for_more();
+    bool has_more();
+    bool expect_kicks();
     bool accept(size_t queue_index, Chain& chain);
     uint8_t judge(Request& request, Chain& chain) const;
     uint8_t judge_range(Request& request, Chain& chain) const;
@@ -131,6 +135,7 @@ private:
     void start(const Request& request, std::vector<iovec> data);
     void prepare(uint32_t slot);
     std::span<iovec> vectors_for(Slot& slot, uint32_t tag);
+    void carry_out();
     void submit();
     unsigned reap();
     void completed(uint32_t slot, int result);

@@ -18,7 +18,8 @@ namespace {
 
 constexpr size_t kMaxVectors = 1024; // IOV_MAX
 constexpr size_t kZeroBytes = 64 << 10;
-constexpr auto kRetry = std::chrono::milliseconds(1); // when the kernel has no memory for a request
+constexpr auto kWatchTime = std::chrono::microseconds(32); // as long as a sleep and a wake may take
+constexpr auto kRetry = std::chrono::milliseconds(1);      // when the kernel has no memory for a request
 
 // Whether a submission returns without having waited for the back end. FUSE for one has no asynchronous
 // start: it blocks the submitter for a whole request.
@@ -99,31 +100,64 @@ void Blk::ready(uint64_t token) {
     if (token < kFirstQueueToken) return;
     const size_t queue = token - kFirstQueueToken;
     transport().clear_kick(queue);
-    serve(queue);
 }
 
 void Blk::look() {
     settle_carried();
-    for (size_t i = 0; i < transport().queue_count(); ++i)
-        serve(i);
 }
 
+// Queues are looked at in every round, and kicks wanted again only before the worker sleeps.
 void Blk::finish_round() {
+    do {
+        serve_all();
+        carry_out();
+    } while (!worker().must_yield() && (watch_for_more() || expect_kicks()));
+    drop_idle_rings();
+}
+
+void Blk::carry_out() {
     submit();
     // What is reaped may lead to more: the rest of a short one, and buffers for which there was no slot.
     while (reap() > 0 && !worker().must_yield()) {
-        if (std::exchange(starved_, false))
-            for (size_t i = 0; i < transport().queue_count(); ++i)
-                serve(i);
+        if (starved_) serve_all();
         submit();
     }
-    drop_idle_rings();
     for (size_t i = 0; i < touched_.size(); ++i) {
         Queue* queue = transport().queue(i);
         if (std::exchange(touched_[i], 0) != 0 && queue != nullptr) transport().signal_used(*queue);
     }
     pending_.store(in_flight());
     if (unsettled_.load()) unsettled_.store(has_orphans());
+}
+
+// Looks for a moment instead of sleeping, where the last sleep was no longer than that: a kick and a wake
+// cost more. True when there is something to do.
+bool Blk::watch_for_more() {
+    if (worker().slept() > kWatchTime) return false;
+    const Deadline end = Deadline::after(kWatchTime);
+    while (!worker().must_yield() && !end.passed()) {
+        if (has_more()) return true;
+        __builtin_ia32_pause();
+    }
+    return false;
+}
+
+bool Blk::has_more() {
+    // Rings of others do not count: what their processes write there must not keep this thread busy.
+    if (ring_->has_completions()) return true;
+    if (starved_) return false; // buffers wait for a slot, and a slot for a completion
+    for (size_t i = 0; i < transport().queue_count(); ++i)
+        if (const Queue* queue = transport().queue(i); queue != nullptr && queue->has_buffers()) return true;
+    return false;
+}
+
+// True when a buffer has come for which nobody kicks.
+bool Blk::expect_kicks() {
+    if (starved_) return false;
+    bool come = false;
+    for (size_t i = 0; i < transport().queue_count(); ++i)
+        if (Queue* queue = transport().queue(i); queue != nullptr && queue->expect_kick()) come = true;
+    return come;
 }
 
 unsigned Blk::reap() {

@@ -45,6 +45,7 @@ public:
         }
         return count;
     }
+    bool has_completions() const { return ::io_uring_cq_ready(&ring_) > 0; }
     // Completions that the kernel has posted since the ring was made.
     uint32_t completed() const;
 

@@ -233,6 +233,10 @@ bool Queue::expect_kick() {
         store16(used_.data() + kFlags, 0);
     note_used_ring();
     std::atomic_thread_fence(std::memory_order_seq_cst);
+    return has_buffers();
+}
+
+bool Queue::has_buffers() const {
     return load16(available_.data() + kIndex) != position_.next_available;
 }
 

@@ -84,6 +84,8 @@ public:
     bool expect_kick();
     // The driver need not kick: the device looks by itself.
     void suppress_kicks();
+    // Whether the driver has offered what was not popped yet.
+    bool has_buffers() const;
 
     uint16_t size() const { return layout_.size; }
     const Position& position() const { return position_; }

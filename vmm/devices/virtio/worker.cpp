@@ -114,7 +114,9 @@ void Worker::main() {
         const Deadline wake_at = client_.wake_at();
         end_round();
         if (is_ending()) return;
+        const auto before = Deadline::Clock::now();
         ready = ::epoll_wait(epoll_.get(), events.data(), events.size(), wake_at.poll_ms());
+        slept_ = Deadline::Clock::now() - before;
     }
 }
 

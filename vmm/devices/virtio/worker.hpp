@@ -12,6 +12,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <thread>
@@ -67,6 +68,9 @@ public:
     bool await_held(Deadline deadline) const;
     void unhold(Reason reason);
 
+    // In a round: how long the thread had nothing to do before it.
+    std::chrono::nanoseconds slept() const { return slept_; }
+
 private:
     static constexpr uint32_t kWorking = 1;
     static constexpr uint32_t kQuit = 1u << 31;
@@ -83,6 +87,7 @@ private:
     UniqueFd control_;
     std::atomic<uint32_t> state_{kUpdate};
     std::atomic<bool> look_{true};
+    std::chrono::nanoseconds slept_ = std::chrono::nanoseconds::max(); // the thread's own
     std::thread thread_;
 };
 
