@@ -82,13 +82,15 @@ Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
     plan.fds = &order.fds;
     plan.kept = &parts_.fds;
     if (saved_clocks_) plan.rings = virtio::FormerRings::kGone;
-    plan.guest = Machine::Plan::Guest::kArrives;
     TRY_ASSIGN(parts_.machine, Machine::build(std::move(plan)));
     if (machine.ram_origin()) {
         TRY_ASSIGN(parts_.fds[handoff::kOriginFd], handoff::take_fd(order.fds, handoff::kOriginFd));
         TRY_ASSIGN(parts_.origin, begin_origin(*parts_.machine, order.manifest));
     }
     if (order.new_generation) TRY(parts_.machine->generation().renew(machine, parts_.machine->memory()));
+    // KVM waits for grace periods there, some 10 ms (synchronize_srcu). A saved guest, which has stood still
+    // for far longer, runs first; the keeper does it then, where it has to.
+    if (!saved_clocks_) parts_.machine->pit().expect_thaw(parts_.machine->vm());
     TRY(parts_.machine->add_vcpus(machine.vcpus()));
     TRY(parts_.machine->set_cpuid(fixed.cpuid));
     TRY_ASSIGN(parts_.tsc_khz, parts_.machine->vcpus()[0]->tsc_khz());
@@ -108,7 +110,6 @@ Result<void> ArrivingGuest::build(handoff::PrepareOrder& order) {
         TRY(trial_->add_vcpus(machine.vcpus()));
         TRY(trial_->set_cpuid(fixed.cpuid));
     }
-    parts_.machine->await_pit();
     parts_.cpuid = fixed.cpuid;
     parts_.manifest = std::move(order.manifest);
     baton_ = order.baton;

@@ -30,12 +30,10 @@ Result<std::unique_ptr<Machine>> Machine::build(Plan plan) {
     const bool virtio_console = plan.manifest->machine.console_device() == kVirtioConsole;
     std::unique_ptr<Machine> machine(new Machine(std::move(system), std::move(vm), std::move(plan.console),
         virtio_console ? ConsoleDevice::kVirtio : ConsoleDevice::kSerial, std::move(event_fd)));
-    // Where KVM cannot count them, an update may lose ticks that it owes a slow guest.
-    static_cast<void>(machine->pit_.count_ticks(machine->vm_));
-    if (plan.guest == Plan::Guest::kArrives)
-        machine->pit_readying_ = std::thread([made = machine.get()] { made->pit_.expect_thaw(made->vm_); });
     TRY(machine->map_ram(*plan.manifest, plan.ram));
     TRY(machine->add_devices());
+    // Where KVM cannot count them, an update may lose ticks that it owes a slow guest.
+    static_cast<void>(machine->pit_.count_ticks(machine->vm_));
     TRY(machine->add_virtio(plan));
     return machine;
 }
@@ -50,13 +48,7 @@ Machine::Machine(
       acpi_pm_(sci_line_, *this, clock_), generation_line_(vm_, kGenerationGsi),
       generation_(generation_line_), rtc_(clock_), event_fd_(std::move(event_fd)) {}
 
-Machine::~Machine() {
-    await_pit();
-}
-
-void Machine::await_pit() {
-    if (pit_readying_.joinable()) pit_readying_.join();
-}
+Machine::~Machine() = default;
 
 Result<void> Machine::map_ram(const handoff::Manifest& manifest, handoff::MapMode mode) {
     uint32_t slot = 0;

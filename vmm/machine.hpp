@@ -6,7 +6,6 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "handoff/channel.hpp"
@@ -53,14 +52,10 @@ public:
         handoff::NamedFds* fds = nullptr;
         handoff::NamedFds* kept = nullptr;
         virtio::FormerRings rings = virtio::FormerRings::kCarried;
-        enum class Guest { kNone, kArrives }; // kArrives: the PIT is made ready for what it was elsewhere
-        Guest guest = Guest::kNone;
     };
 
     // Maps RAM, makes the VM and the devices; vCPUs come with add_vcpus().
     static Result<std::unique_ptr<Machine>> build(Plan plan);
-    // For a guest that arrives: before it is loaded. What build() has begun may take KVM some milliseconds.
-    void await_pit();
     ~Machine() override;
 
     Result<void> add_vcpus(unsigned count);
@@ -151,7 +146,6 @@ private:
     std::atomic<bool> ended_{false};
     std::mutex event_mutex_;
     std::optional<handoff::proto::GuestEvent> event_;
-    std::thread pit_readying_; // uses the VM and the PIT; ends first
 };
 
 } // namespace liveupdate::vmm

@@ -1,11 +1,12 @@
 // What clones cost: how long from the command to the first instruction of the guest, how long until very many
 // run, and how much memory each has for itself while it is idle.
-#include <sys/mman.h>
+#include <sys/uio.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstddef>
 #include <cstdio>
-#include <filesystem>
+#include <cstring>
 #include <fstream>
 #include <sstream>
 #include <thread>
@@ -77,6 +78,13 @@ Result<std::unique_ptr<LiveVm>> template_of(const Settings& s) {
     return vm;
 }
 
+Result<void> poke(pid_t vmm, uint64_t address, uint64_t value) {
+    const iovec here{&value, sizeof(value)}, there{reinterpret_cast<void*>(address), sizeof(value)};
+    if (::process_vm_writev(vmm, &here, 1, &there, 1, 0) != ssize_t{sizeof(value)})
+        return Error::from_errno("write to the guest's RAM");
+    return {};
+}
+
 double ms(uint64_t from_ns, uint64_t to_ns) {
     return static_cast<double>(to_ns - from_ns) / 1e6;
 }
@@ -140,12 +148,68 @@ Result<void> many(const Settings& s) {
     return {};
 }
 
+// A pass over a guest's RAM, one write a page, when each page comes as it is touched; beside it the first
+// pass after a restore that has read all of it before, and a later pass.
+Result<void> touched(const Settings& s) {
+    using ::tests::guests::kPassRecords;
+    using ::tests::guests::kReportGpa;
+    using ::tests::guests::Report;
+    LiveVmOptions options;
+    options.memory_mib = s.memory_mib;
+    options.witness = false;
+    options.guest = "pattern.elf";
+    options.cmdline = "touch=4096 step=1 limit_mb=" + std::to_string(s.memory_mib - 64);
+    TRY_ASSIGN(auto vm, LiveVm::start(options));
+    if (!vm->guest_started()) return Error(ErrorCode::kTimeout, "the guest did not start");
+    vm->set_environment();
+    const auto passes = [&] { return ::tests::guests::read_field(vm->report().vcpus[0].pattern.passes); };
+    ::tests::guests::write_field(vm->writable_report().header.go, 2);
+    if (!LiveVm::eventually([&] { return passes() == 2; }, std::chrono::seconds(60)))
+        return Error(ErrorCode::kTimeout, "the guest does not pass over its RAM");
+    TRY(run({"template", "create", "vm", "--name", "touched", "--stop"}));
+    const std::string folder = vm->directory() + "/state/.templates/touched";
+    std::vector<double> mapped, eager, later;
+    for (unsigned i = 0; i < 2 * std::min(s.rounds, 10u); ++i) {
+        const bool clone = i % 2 == 0;
+        TRY(clone ? run({"clone", "touched", "one"}) : run({"restore", folder, "one"}));
+        TRY_ASSIGN(const auto status, status_of("one"));
+        const pid_t vmm = status.at("vmm").at("pid");
+        for (const uint64_t pass : {3, 4}) {
+            TRY_ASSIGN(const uint64_t go, address_in(vmm, kReportGpa + offsetof(Report, header.go), 8));
+            TRY(poke(vmm, go, pass));
+            Report now{};
+            const bool done = LiveVm::eventually(
+                [&] {
+                    const auto raw = touch(vmm, kReportGpa, sizeof(Report));
+                    if (raw) std::memcpy(&now, raw->data(), sizeof(Report));
+                    return now.vcpus[0].pattern.passes == pass;
+                },
+                std::chrono::seconds(60));
+            if (!done || now.header.errors != 0)
+                return Error(
+                    ErrorCode::kInternal, "the guest does not pass over its RAM, or found it damaged");
+            const auto& record = now.passes[0][(pass - 1) % kPassRecords];
+            const double us = static_cast<double>(record.end_tsc - record.start_tsc) * 1000 /
+                              static_cast<double>(now.header.tsc_khz);
+            const double per_page = us * 4096 / static_cast<double>(now.header.pattern_bytes);
+            (pass == 4 ? later : clone ? mapped : eager).push_back(per_page);
+        }
+        TRY(run({"stop", "one", "--now"}));
+    }
+    std::printf("a pass over %u MiB, one write a page\n", s.memory_mib - 64);
+    print_row("a clone's first", mapped, "us/page");
+    print_row("the first after a restore of all RAM", eager, "us/page");
+    print_row("a later one", later, "us/page");
+    return {};
+}
+
 } // namespace
 
 int main(int argc, char** argv) {
     CLI::App app{"What clones cost"};
     Settings s;
-    app.add_option("PART", s.part, "start, many or all")->check(CLI::IsMember({"start", "many", "all"}));
+    app.add_option("PART", s.part, "start, many, touch or all")
+        ->check(CLI::IsMember({"start", "many", "touch", "all"}));
     app.add_option("--memory", s.memory_mib, "MiB");
     app.add_option("--touched", s.touched_mib, "MiB of it that are not zero");
     app.add_option("--rounds", s.rounds);
@@ -161,7 +225,8 @@ int main(int argc, char** argv) {
         std::fprintf(stderr, "bench: %s\n", vm.error().message.c_str());
         return 1;
     }
-    for (const auto& [part, measure] : {std::pair{"start", &start}, std::pair{"many", &many}}) {
+    for (const auto& [part, measure] :
+        {std::pair{"start", &start}, std::pair{"many", &many}, std::pair{"touch", &touched}}) {
         if (s.part != part && s.part != "all") continue;
         if (const auto done = measure(s); !done) {
             std::fprintf(stderr, "bench: %s\n", done.error().message.c_str());

@@ -10,8 +10,8 @@ namespace {
 
 using namespace std::chrono_literals;
 
-constexpr std::string_view kReseeded = "crng reseeded due to virtual machine fork"; // drivers/char/random.c
-constexpr auto kBootTime = 300s;                                                    // on emulated hardware
+constexpr std::string_view kReseeded = "LU copy random: crng reseeded"; // drivers/char/random.c
+constexpr auto kBootTime = 300s;                                        // on emulated hardware
 
 size_t count(const std::string& path, std::string_view words) {
     const auto text = fd::read_file(path);

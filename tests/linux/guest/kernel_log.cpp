@@ -9,6 +9,12 @@
 
 namespace linux_guest {
 
+namespace {
+
+constexpr const char* kCopy = "virtual machine fork"; // a clone's kernel has heard that it is one
+
+} // namespace
+
 bool tells_of_harm(const std::string& line) {
     static constexpr std::array kWords = {"soft lockup", "hard LOCKUP", "detected stall",
         "self-detected stall", "rcu_sched kthread", "blocked for more than", "BUG:", "WARNING:", "Oops",
@@ -29,8 +35,9 @@ void KernelLog::read_all(int fd) {
         if (n <= 0) return;
         ++lines_;
         const std::string line(record.data(), static_cast<std::size_t>(n));
-        if (tells_of_harm(line))
-            error("kernel log: " + line.substr(line.find(';') + 1, line.find('\n') - line.find(';') - 1));
+        const std::string words = line.substr(line.find(';') + 1, line.find('\n') - line.find(';') - 1);
+        if (tells_of_harm(line)) error("kernel log: " + words);
+        if (line.find(kCopy) != std::string::npos) say("copy " + words);
     }
 }
 
