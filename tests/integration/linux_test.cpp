@@ -43,8 +43,10 @@ void update_often(LinuxVm& vm, unsigned count) {
     }
 }
 
-// The peer's figures beside the guest's own.
-void check_network(const LinuxVm& vm, Figures peer) {
+// The peer's figures beside the guest's own. A tap with several queues sends a flow through the one that the
+// guest has used last, without waiting for what still lies in another (tun_flow_update() in Linux), so that
+// packets keep their order only where there is one queue.
+void check_network(const LinuxVm& vm, Figures peer, unsigned queues) {
     const auto own = vm.lines("result tcp");
     REQUIRE(own.size() == 1);
     Figures guest = figures_of(own[0]);
@@ -56,7 +58,11 @@ void check_network(const LinuxVm& vm, Figures peer) {
     CHECK(peer["ping_sent"] > 0);
     CHECK(peer["ping_answered"] == peer["ping_sent"]);
     CHECK(peer["ping_doubled"] == 0);
-    CHECK(peer["ping_reordered"] == 0);
+    if (queues == 1)
+        CHECK(peer["ping_reordered"] == 0);
+    else if (peer["ping_reordered"] > 0)
+        std::printf("%u queues: %llu pings out of their order\n", queues,
+            static_cast<unsigned long long>(peer["ping_reordered"]));
     const auto& tap = vm.counters();
     REQUIRE(tap);
     CHECK(tap->receive_errors + tap->receive_dropped + tap->send_errors == 0);
@@ -93,7 +99,7 @@ void check_linux(const LinuxVmOptions& options) {
         CHECK_MESSAGE(vm->check_disk(disk).empty(), "disk ", disk, ": ", vm->check_disk(disk));
     for (unsigned number = 0; number < options.file_systems; ++number)
         CHECK_MESSAGE(vm->check_file_system(number).empty(), vm->check_file_system(number));
-    if (net) check_network(*vm, vm->peer());
+    if (net) check_network(*vm, vm->peer(), options.net_queues);
     check_queues(*vm, options);
 }
 
