@@ -24,6 +24,7 @@ using supervisor::ExitCode;
 using ::tests::guests::read_field;
 
 constexpr uint64_t kMemory = uint64_t{64} << 20;
+constexpr auto kConnectTime = std::chrono::seconds(1);
 
 // As a person or another program would start one: by hand, with a monitor of its own.
 class OwnQemu {
@@ -41,7 +42,10 @@ public:
             argv.push_back(argument.data());
         argv.push_back(nullptr);
         REQUIRE(::posix_spawn(&pid_, kQemuPath, nullptr, nullptr, argv.data(), environ) == 0);
-        REQUIRE(LiveVm::eventually([&] { return std::filesystem::exists(world.at("monitor")); }));
+        // The socket's file is there a moment before anybody listens.
+        REQUIRE(LiveVm::eventually([&] {
+            return bool(fd::unix_connect(world.at("monitor"), SOCK_STREAM, Deadline::after(kConnectTime)));
+        }));
     }
     OwnQemu(const OwnQemu&) = delete;
     OwnQemu& operator=(const OwnQemu&) = delete;
