@@ -1,7 +1,6 @@
 #include "supervisor/origin_pages.hpp"
 
 #include <algorithm>
-#include <vector>
 
 #include "handoff/base/fd.hpp"
 
@@ -9,7 +8,6 @@ namespace liveupdate::supervisor {
 namespace {
 
 using handoff::save::BlockSpec;
-using handoff::save::kChunk;
 
 constexpr size_t kNone = SIZE_MAX;
 
@@ -30,25 +28,10 @@ Result<OriginPages> OriginPages::open(int file, handoff::save::IoOptions options
     TRY_ASSIGN(UniqueFd own, fd::dup(file));
     TRY_ASSIGN(auto reader, handoff::save::Reader::adopt(std::move(own), "the RAM's origin", options));
     TRY(reader->load_tables());
-    OriginPages origin(std::move(reader));
-    TRY(origin.check(options));
-    return origin;
-}
-
-Result<void> OriginPages::check(const handoff::save::IoOptions& options) const {
-    for (const BlockSpec& spec : file_->header().specs()) {
-        const size_t block = index_of(*file_, spec.name);
-        if (block == kNone) continue;
-        handoff::save::Work work(handoff::save::chunks_in(spec.size), options.cancel_fd);
-        const auto read_all = [&]() -> Result<void> {
-            std::vector<std::byte> bytes(kChunk);
-            for (uint64_t chunk = 0; work.take(chunk);)
-                TRY(file_->read_chunk(block, chunk, bytes));
-            return {};
-        };
-        TRY(handoff::save::in_threads(options.threads, work, read_all));
-    }
-    return {};
+    for (const BlockSpec& spec : reader->header().specs())
+        if (const size_t block = index_of(*reader, spec.name); block != kNone)
+            TRY(reader->check_block(block));
+    return OriginPages(std::move(reader));
 }
 
 const handoff::save::PageMap* OriginPages::pages(const std::string& block) const {

@@ -22,7 +22,6 @@ public:
 
 private:
     explicit OriginPages(std::unique_ptr<handoff::save::Reader> file) : file_(std::move(file)) {}
-    Result<void> check(const handoff::save::IoOptions& options) const;
 
     std::unique_ptr<handoff::save::Reader> file_;
 };

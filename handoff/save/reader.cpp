@@ -152,6 +152,20 @@ Result<void> Reader::read_chunks(size_t block, std::span<std::byte> ram, Work& w
     return {};
 }
 
+Result<void> Reader::check_block(size_t block) {
+    const BlockSpec& spec = header_.blocks.at(block).spec;
+    if (spec.place != Place::kHere) return {};
+    Work work(chunks_in(spec.size), options_.cancel_fd);
+    return in_threads(options_.threads, work, [&]() -> Result<void> {
+        const std::unique_ptr<std::byte, FreeDeleter> bytes(
+            static_cast<std::byte*>(std::aligned_alloc(kPage, kChunk)));
+        if (!bytes) return Error(ErrorCode::kSystem, "there is no memory for a chunk", ENOMEM);
+        for (uint64_t chunk = 0; work.take(chunk);)
+            TRY(read_chunk(block, chunk, {bytes.get(), kChunk}));
+        return {};
+    });
+}
+
 Result<void> Reader::read_chunk(size_t block, uint64_t chunk, std::span<std::byte> into) {
     uint32_t pending = 0; // outlives the queue
     IoQueue queue(*file_, options_.depth, options_.engine);

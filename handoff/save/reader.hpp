@@ -38,6 +38,10 @@ public:
     // left as it is there. Any number of threads at once.
     Result<void> read_chunk(size_t block, uint64_t chunk, std::span<std::byte> into);
 
+    // After load_tables(): reads all of a block that is in the file and checks each chunk, keeping nothing.
+    // Blocks; threads of its own.
+    Result<void> check_block(size_t block);
+
     int fd() const { return file_->fd(); }
     // What did not go as it should have, in words for a user.
     std::vector<std::string> notes() const;

@@ -3,9 +3,7 @@
 #include <ctime>
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <thread>
 
-#include "handoff/save/parallel.hpp"
 #include "supervisor/cli/commands.hpp"
 #include "supervisor/cli/control_client.hpp"
 #include "supervisor/cli/json_view.hpp"
@@ -142,22 +140,8 @@ ExitCode run_list(CliIo& io, Format format) {
 // Every chunk of RAM against its sum.
 Result<void> verify(const Template& found) {
     TRY(found.save->load_tables());
-    const auto specs = found.save->header().specs();
-    for (size_t block = 0; block < specs.size(); ++block) {
-        handoff::save::Work work(handoff::save::chunks_in(specs[block].size));
-        const auto read_all = [&]() -> Result<void> {
-            struct Free {
-                void operator()(std::byte* at) const { std::free(at); }
-            };
-            const std::unique_ptr<std::byte, Free> bytes(
-                static_cast<std::byte*>(std::aligned_alloc(handoff::save::kPage, handoff::save::kChunk)));
-            if (!bytes) return Error(ErrorCode::kSystem, "there is no memory for a chunk", ENOMEM);
-            for (uint64_t chunk = 0; work.take(chunk);)
-                TRY(found.save->read_chunk(block, chunk, {bytes.get(), handoff::save::kChunk}));
-            return {};
-        };
-        TRY(handoff::save::in_threads(std::thread::hardware_concurrency(), work, read_all));
-    }
+    for (size_t block = 0; block < found.save->header().blocks.size(); ++block)
+        TRY(found.save->check_block(block));
     return {};
 }
 

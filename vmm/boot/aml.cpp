@@ -105,8 +105,8 @@ Bytes scope(std::string_view name, const Bytes& body) {
 }
 
 Bytes method(std::string_view name, unsigned arguments, const Bytes& body) {
-    constexpr unsigned kMostArguments = 7, kSerialized = 8;
-    assert(arguments <= kMostArguments);
+    constexpr unsigned kSerialized = 8;
+    assert(arguments <= 7);
     return of({kMethod}) +
            with_length(path(name) + of({static_cast<uint8_t>(arguments | kSerialized)}) + body);
 }
