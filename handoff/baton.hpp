@@ -27,6 +27,11 @@ namespace liveupdate::handoff {
 // A VMM's number in the life of one guest: 1, 2, 3...; 0 is nobody. At most kMaxParticipant.
 using Participant = uint16_t;
 inline constexpr Participant kMaxParticipant = 0x3fff;
+// Of the one that comes after: begins anew behind the last.
+constexpr Participant next_participant(Participant current) {
+    return static_cast<Participant>(current % kMaxParticipant + 1);
+}
+static_assert(next_participant(0) == 1 && next_participant(kMaxParticipant) == 1);
 
 enum class BatonState : uint8_t { kFree = 0, kHeld = 1, kOffered = 2 };
 

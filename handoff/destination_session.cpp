@@ -14,6 +14,8 @@ constexpr auto kEnterTime = std::chrono::seconds(1);
 // Far beyond any sense; a process that is armed listens to nobody until then.
 constexpr auto kLongestArm = std::chrono::minutes(10);
 
+constexpr uint32_t kLongestRamTimeoutMs = uint32_t{7} * 24 * 3600 * 1000;
+
 void add_span(proto::Switched& out, std::string name, uint64_t start, uint64_t end) {
     if (start == 0 || end < start) return;
     auto* span = out.add_spans();
@@ -53,6 +55,10 @@ Result<proto::Message> DestinationSession::prepare(const proto::Prepare& order, 
     prepare.populate = order.populate();
     prepare.rehearse = order.rehearse();
     prepare.lazy_ram = order.lazy_ram();
+    prepare.save_uri = order.save_uri();
+    if (order.has_save_sum()) prepare.save_sum = order.save_sum();
+    prepare.ram_timeout =
+        std::chrono::milliseconds(std::clamp(order.ram_timeout_ms(), 1u, kLongestRamTimeoutMs));
     prepare.new_generation = order.new_generation();
     if (order.has_saved_clocks()) prepare.saved_clocks = order.saved_clocks();
     prepare.baton = baton_.get();

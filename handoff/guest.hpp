@@ -78,9 +78,12 @@ struct PrepareOrder {
     bool rehearse = true;
     // The guest comes out of a file: the host's clocks when it was saved.
     std::optional<proto::HostClocks> saved_clocks;
-    bool lazy_ram = false;       // RAM comes from fd "save" while the guest runs
-    bool new_generation = false; // it is a copy, and is told so
-    Baton* baton = nullptr;      // outlives the guest
+    bool lazy_ram = false;                   // RAM comes from fd "save" while the guest runs, or:
+    std::string save_uri;                    // from this NBD export
+    std::optional<uint64_t> save_sum;        // of its first page, as whoever has read the state saw it
+    std::chrono::milliseconds ram_timeout{}; // how long the guest may wait for the NBD server
+    bool new_generation = false;             // it is a copy, and is told so
+    Baton* baton = nullptr;                  // outlives the guest
 };
 
 // A guest that is about to come to this process.

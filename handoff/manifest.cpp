@@ -20,31 +20,6 @@ std::string hex(uint64_t n) {
     return text;
 }
 
-Result<RamKind> kind_from(const proto::RamBlock& block) {
-    switch (block.kind()) {
-    case proto::RAM_KIND_MEMFD:
-        return RamKind::kMemfd;
-    case proto::RAM_KIND_TMPFS:
-        return RamKind::kTmpfs;
-    case proto::RAM_KIND_HUGETLBFS:
-        return RamKind::kHugetlbfs;
-    default:
-        return refused("RAM block " + block.name() + " is of a kind that this build does not know");
-    }
-}
-
-proto::RamKind kind_to(RamKind kind) {
-    switch (kind) {
-    case RamKind::kMemfd:
-        return proto::RAM_KIND_MEMFD;
-    case RamKind::kTmpfs:
-        return proto::RAM_KIND_TMPFS;
-    case RamKind::kHugetlbfs:
-        return proto::RAM_KIND_HUGETLBFS;
-    }
-    return proto::RAM_KIND_UNSPECIFIED;
-}
-
 bool name_is_plain(const std::string& name) {
     return !name.empty() && name.size() <= 32 && std::all_of(name.begin(), name.end(), [](char c) {
         return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-';
@@ -63,7 +38,7 @@ Result<void> take_blocks(const proto::Manifest& message, NamedFds& fds, Manifest
         if (b.size() == 0 || b.size() % kPage != 0 || b.size() > kMaxGuestPhysical)
             return refused("RAM block " + b.name() + " has an impossible size of " +
                            std::to_string(b.size()) + " bytes");
-        TRY_ASSIGN(const RamKind kind, kind_from(b));
+        TRY_ASSIGN(const RamKind kind, ram_kind_of(b));
         TRY_ASSIGN(UniqueFd file, take_fd(fds, b.name()));
         TRY_ASSIGN(RamBlock block, adopt_ram_block(b.name(), kind, b.size(), std::move(file)));
         out.blocks.push_back(std::move(block));
@@ -107,6 +82,35 @@ Result<void> take_regions(const proto::Manifest& message, Manifest& out) {
 
 } // namespace
 
+Result<RamKind> ram_kind_of(const proto::RamBlock& block) {
+    switch (block.kind()) {
+    case proto::RAM_KIND_MEMFD:
+        return RamKind::kMemfd;
+    case proto::RAM_KIND_TMPFS:
+        return RamKind::kTmpfs;
+    case proto::RAM_KIND_HUGETLBFS:
+        return RamKind::kHugetlbfs;
+    case proto::RAM_KIND_FILE:
+        return RamKind::kFile;
+    default:
+        return refused("RAM block " + block.name() + " is of a kind that this build does not know");
+    }
+}
+
+proto::RamKind to_message(RamKind kind) {
+    switch (kind) {
+    case RamKind::kMemfd:
+        return proto::RAM_KIND_MEMFD;
+    case RamKind::kTmpfs:
+        return proto::RAM_KIND_TMPFS;
+    case RamKind::kHugetlbfs:
+        return proto::RAM_KIND_HUGETLBFS;
+    case RamKind::kFile:
+        return proto::RAM_KIND_FILE;
+    }
+    return proto::RAM_KIND_UNSPECIFIED;
+}
+
 Result<Manifest> take_manifest(const proto::Manifest& message, NamedFds& fds) {
     Manifest manifest;
     TRY(take_blocks(message, fds, manifest));
@@ -120,7 +124,7 @@ proto::Manifest to_message(const Manifest& manifest) {
     for (const RamBlock& b : manifest.blocks) {
         auto* block = message.add_blocks();
         block->set_name(b.name);
-        block->set_kind(kind_to(b.kind));
+        block->set_kind(to_message(b.kind));
         block->set_size(b.size);
     }
     for (const RamRegion& r : manifest.regions) {

@@ -43,6 +43,10 @@ struct Manifest {
 // blocks' fds out of `fds`. On failure `fds` is left in an unspecified state and nothing is mapped.
 Result<Manifest> take_manifest(const proto::Manifest& message, NamedFds& fds);
 
+// kRefused: of a kind that this build does not know.
+Result<RamKind> ram_kind_of(const proto::RamBlock& block);
+proto::RamKind to_message(RamKind kind);
+
 // The same manifest as a message, and the fds that must go with it.
 proto::Manifest to_message(const Manifest& manifest);
 std::vector<FdToSend> fds_of(const Manifest& manifest);

@@ -35,6 +35,8 @@ Result<UniqueFd> create_file(
     case RamKind::kHugetlbfs:
         if (directory.empty()) return create_sealed_memfd(name, size, MFD_HUGETLB);
         return create_unlinked_file(directory, size);
+    case RamKind::kFile:
+        return create_unlinked_file(directory, size);
     }
     return Error(ErrorCode::kInternal, "unknown RAM kind");
 }
@@ -48,7 +50,12 @@ Result<bool> is_memfd(const struct stat& info) {
     return own.st_dev == info.st_dev;
 }
 
-// The sizes of memfds are sealed; the files of the two file systems cannot be (O_TMPFILE takes no seals), so
+bool lies_on(RamKind kind, decltype(statfs::f_type) magic) {
+    if (kind == RamKind::kFile) return magic != TMPFS_MAGIC && magic != HUGETLBFS_MAGIC;
+    return magic == (kind == RamKind::kTmpfs ? TMPFS_MAGIC : HUGETLBFS_MAGIC);
+}
+
+// The sizes of memfds are sealed; files on file systems cannot be (O_TMPFILE takes no seals), so
 // for them the file system is what is checked.
 Result<uint64_t> checked_size(const std::string& name, RamKind kind, int fd) {
     const std::string what = "RAM block " + name;
@@ -56,8 +63,7 @@ Result<uint64_t> checked_size(const std::string& name, RamKind kind, int fd) {
     struct statfs fs {};
     struct stat info {};
     if (::fstatfs(fd, &fs) < 0 || ::fstat(fd, &info) < 0) return Error::from_errno("look at " + what);
-    const auto wanted = kind == RamKind::kTmpfs ? TMPFS_MAGIC : HUGETLBFS_MAGIC;
-    bool fits = S_ISREG(info.st_mode) && fs.f_type == wanted;
+    bool fits = S_ISREG(info.st_mode) && lies_on(kind, fs.f_type);
     if (fits && kind == RamKind::kTmpfs) {
         TRY_ASSIGN(const bool memfd, is_memfd(info));
         fits = !memfd;
@@ -78,6 +84,8 @@ std::string_view to_string(RamKind kind) {
         return "tmpfs";
     case RamKind::kHugetlbfs:
         return "hugetlbfs";
+    case RamKind::kFile:
+        return "a disk's file system";
     }
     return "unknown";
 }
@@ -92,6 +100,13 @@ Result<RamBlock> create_ram_block(
     block.size = size;
     block.file = std::move(file).value();
     return block;
+}
+
+Result<void> set_space_aside(const RamBlock& block) {
+    if (block.kind != RamKind::kFile) return {};
+    if (::fallocate(block.file.get(), 0, 0, static_cast<off_t>(block.size)) == 0) return {};
+    return Error::from_errno(
+        "set aside " + std::to_string(block.size) + " bytes on the disk of RAM block " + block.name);
 }
 
 Result<RamBlock> adopt_ram_block(std::string name, RamKind kind, uint64_t claimed_size, UniqueFd file) {
@@ -125,13 +140,16 @@ std::vector<DataRange> data_ranges(int fd, uint64_t offset, uint64_t size) {
     return ranges;
 }
 
-Result<void> populate(const SharedMapping& mapping, int fd, uint64_t offset) {
-    for (const DataRange& range : data_ranges(fd, offset, mapping.size())) {
+Result<void> populate(
+    const SharedMapping& mapping, const RamBlock& block, uint64_t offset, const std::stop_token& stop) {
+    // A page of a disk that is populated for writing is dirty.
+    const int advice = block.kind == RamKind::kFile ? MADV_POPULATE_READ : MADV_POPULATE_WRITE;
+    for (const DataRange& range : data_ranges(block.file.get(), offset, mapping.size())) {
         std::byte* const start = mapping.data() + (range.offset - offset);
         for (uint64_t at = 0; at < range.size; at += kPopulateStep) {
+            if (stop.stop_requested()) return {};
             const uint64_t step = std::min<uint64_t>(kPopulateStep, range.size - at);
-            if (::madvise(start + at, step, MADV_POPULATE_WRITE) < 0)
-                return Error::from_errno("populate guest RAM");
+            if (::madvise(start + at, step, advice) < 0) return Error::from_errno("populate guest RAM");
         }
     }
     return {};

@@ -36,7 +36,7 @@ set(CPACK_DEBIAN_LIVEUPDATE_PACKAGE_NAME liveupdate)
 set(CPACK_DEBIAN_LIVEUPDATE_DESCRIPTION "replaces the VMM under running virtual machines
  The supervisor of virtual machines, the command, and systemd units. An upgrade of the
  VMM updates the guests that run, without a reboot.")
-set(CPACK_DEBIAN_LIVEUPDATE_PACKAGE_RECOMMENDS "liveupdate-vmm, dbus")
+set(CPACK_DEBIAN_LIVEUPDATE_PACKAGE_RECOMMENDS "liveupdate-vmm, dbus, libnbd0")
 set(CPACK_DEBIAN_LIVEUPDATE_PACKAGE_CONTROL_EXTRA
     "${CMAKE_SOURCE_DIR}/packaging/debian/postinst"
     "${CMAKE_SOURCE_DIR}/packaging/debian/prerm"
@@ -47,6 +47,9 @@ set(CPACK_DEBIAN_LIVEUPDATE_PACKAGE_CONTROL_EXTRA
 set(CPACK_DEBIAN_LIVEUPDATE-VMM_PACKAGE_NAME liveupdate-vmm)
 set(CPACK_DEBIAN_LIVEUPDATE-VMM_DESCRIPTION "VMM whose binary can be replaced under a running guest
  The virtual machine monitor of liveupdate, on KVM.")
+
+# Loaded when a guest is restored from an NBD server, hence found by no dpkg-shlibdeps.
+set(CPACK_DEBIAN_LIVEUPDATE-VMM_PACKAGE_RECOMMENDS "libnbd0")
 
 set(CPACK_DEBIAN_HANDOFF_PACKAGE_NAME libhandoff-dev)
 set(CPACK_DEBIAN_HANDOFF_PACKAGE_SECTION libdevel)

@@ -58,9 +58,13 @@ Result<std::string> clone_config(std::string_view text, const std::string& vm_fi
         make_absolute(disk, "path", folder);
         if (i < facts.disks.size() && !facts.disks[i].empty()) disk.insert_or_assign("path", facts.disks[i]);
     });
-    each(root, "net", [&](toml::table& net, size_t i) {
+    size_t card = 0; // of those on a tap
+    each(root, "net", [&](toml::table& net, size_t) {
         net.erase("mac");
-        if (i < facts.taps.size()) net.insert_or_assign("tap", facts.taps[i]);
+        const auto* const type = net.get_as<std::string>("type");
+        if (type != nullptr && type->get() == "user") return;
+        if (card < facts.taps.size()) net.insert_or_assign("tap", facts.taps[card]);
+        ++card;
     });
     name_console(root, facts.name);
     std::ostringstream out;

@@ -12,7 +12,7 @@ namespace liveupdate::supervisor {
 struct CloneFacts {
     std::string name;
     std::string template_name;
-    // By card, in the order of the file; each a tap device of the clone's own.
+    // By card on a tap, in the order of the file; each a tap device of the clone's own.
     std::vector<std::string> taps;
     // By disk: the clone's own copy; empty for a disk that is only read, which all share.
     std::vector<std::string> disks;

@@ -35,7 +35,7 @@ constexpr size_t kLongestDevice = 15; // Linux: IFNAMSIZ with its NUL
 constexpr size_t kMostDevices = 14;   // interrupts that the VMM has for virtio devices
 constexpr size_t kLongestFile = size_t{1} << 20;
 
-constexpr std::array<std::string_view, 4> kBackings = {"memfd", "tmpfs", "hugetlbfs", "private"};
+constexpr std::array<std::string_view, 5> kBackings = {"memfd", "tmpfs", "hugetlbfs", "private", "file"};
 constexpr std::array<std::string_view, 4> kConsoleTypes = {"pty", "file", "socket", "none"};
 constexpr std::array<std::string_view, 2> kConsoleDevices = {"serial", "virtio"};
 constexpr std::array<std::string_view, 3> kRehearse = {"always", "plan", "never"};
@@ -96,16 +96,33 @@ bool has_option(const std::string& machine, const std::string& name, const std::
     return (machine + ",").find("," + name + "=" + value + ",") != std::string::npos;
 }
 
+void read_vnc(Section& qemu, VmConfig& config) {
+    if (!qemu.has("vnc")) return;
+    std::string text;
+    qemu.string("vnc", text);
+    auto vnc = parse_vnc(text);
+    if (vnc) return void(config.qemu.vnc = std::move(*vnc));
+    const bool elsewhere = vnc.error().message.starts_with("has ");
+    qemu.complain(
+        "vnc", "'vnc' in [qemu] is '" + text + "'" + (elsewhere ? ", which " : "; ") + vnc.error().message);
+}
+
 void read_qemu(Section qemu, VmConfig& config) {
     if (!is_qemu(config))
-        return qemu.not_for("native", {"machine", "cpu", "accel", "extra_args", "command_line"});
+        return qemu.not_for("native", {"machine", "cpu", "accel", "vnc", "extra_args", "command_line"});
     qemu.string("machine", config.qemu.machine);
     qemu.string("cpu", config.qemu.cpu);
     qemu.string("accel", config.qemu.accel);
+    read_vnc(qemu, config);
     qemu.strings("extra_args", config.qemu.extra_args);
     qemu.strings("command_line", config.qemu.command_line);
+    if (std::find(config.qemu.extra_args.begin(), config.qemu.extra_args.end(), "-vnc") !=
+        config.qemu.extra_args.end())
+        qemu.complain("extra_args", "'-vnc' in 'extra_args' would listen where the next QEMU is to; write "
+                                    "vnc = \"127.0.0.1:1\" in its "
+                                    "place");
     if (qemu.has("command_line"))
-        for (const char* key : {"machine", "cpu", "accel", "extra_args"})
+        for (const char* key : {"machine", "cpu", "accel", "vnc", "extra_args"})
             if (qemu.has(key))
                 qemu.complain(
                     key, "'" + std::string(key) + "' in [qemu] beside 'command_line', which is all of it");
@@ -134,9 +151,15 @@ void read_directory(Section& block, const std::string& folder, MemoryConfig& mem
     if (memory.backing == Backing::kTmpfs || memory.backing == Backing::kHugetlbfs) {
         if (memory.directory.empty())
             memory.directory = memory.backing == Backing::kTmpfs ? "/dev/shm" : "/dev/hugepages";
+    } else if (memory.backing == Backing::kFile) {
+        if (memory.directory.empty())
+            block.complain("directory",
+                "'directory' is missing in [[memory]]; backing 'file' needs it: write a "
+                "folder on a disk");
     } else if (block.has("directory")) {
         block.complain("directory",
-            "'directory' in [[memory]] is for backing 'tmpfs' or 'hugetlbfs'; other RAM lies in no folder");
+            "'directory' in [[memory]] is for backing 'tmpfs', 'hugetlbfs' or 'file'; "
+            "other RAM lies in no folder");
     }
 }
 
@@ -221,12 +244,39 @@ void read_tap(Section& net, NetConfig& card) {
         net.complain("tap", "'tap' in [[net]] is '" + card.tap + "', which is no network device's name");
 }
 
+bool is_forwarded(const std::vector<HostForward>& forwards, const HostForward& wanted) {
+    return std::any_of(forwards.begin(), forwards.end(),
+        [&](const HostForward& each) { return at_same_place(each, wanted); });
+}
+
+void read_hostfwd(Section& net, const VmConfig& config, NetConfig& card) {
+    std::vector<std::string> all;
+    net.strings("hostfwd", all);
+    for (const std::string& text : all) {
+        const auto forward = parse_host_forward(text);
+        const std::string what = "'hostfwd' in [[net]] has '" + text + "'";
+        if (!forward) {
+            net.complain("hostfwd", what + "; " + forward.error().message);
+            continue;
+        }
+        bool taken = is_forwarded(card.hostfwd, *forward);
+        for (const NetConfig& other : config.nets)
+            taken = taken || is_forwarded(other.hostfwd, *forward);
+        if (taken) net.complain("hostfwd", what + ", a place that is forwarded already; leave one out");
+        card.hostfwd.push_back(*forward);
+    }
+}
+
 NetConfig read_card(Section net, const VmConfig& config) {
     NetConfig card;
-    if (is_qemu(config))
+    if (is_qemu(config)) {
         net.choice("type", words(kNetTypes), card.type);
-    else
-        net.not_for("native", {"type"});
+        read_hostfwd(net, config, card);
+    } else {
+        net.not_for("native", {"type", "hostfwd"});
+    }
+    if (card.type == NetType::kTap && !card.hostfwd.empty())
+        net.complain("hostfwd", "'hostfwd' in [[net]] is for type 'user'; leave it out");
     if (card.type == NetType::kTap)
         read_tap(net, card);
     else if (net.has("tap") || net.has("queues"))

@@ -3,16 +3,19 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "handoff/base/result.hpp"
+#include "supervisor/host_forward.hpp"
 #include "supervisor/mac_address.hpp"
+#include "supervisor/vnc_config.hpp"
 
 namespace liveupdate::supervisor {
 
-enum class Backing { kMemfd, kTmpfs, kHugetlbfs, kPrivate }; // kPrivate: QEMU's own
+enum class Backing { kMemfd, kTmpfs, kHugetlbfs, kPrivate, kFile }; // kPrivate: QEMU's own
 enum class ConsoleType { kPty, kFile, kSocket, kNone };
 enum class ConsoleDevice { kSerial, kVirtio };
 enum class Rehearse { kAlways, kPlan, kNever };
@@ -39,7 +42,8 @@ struct QemuConfig {
     std::string machine = "q35"; // a type, and options after commas; pinned to a version by the first start
     std::string cpu = "host";
     std::string accel = "kvm";           // or "tcg"
-    std::vector<std::string> extra_args; // passed as they are, to every QEMU of the guest
+    std::optional<VncConfig> vnc;        // where the screen is shown; none: nowhere
+    std::vector<std::string> extra_args; // for every QEMU of the guest
     // Of an adopted guest: all arguments of all its QEMUs, in place of what the rest of the file would make.
     std::vector<std::string> command_line;
 };
@@ -66,7 +70,8 @@ struct NetConfig {
     NetType type = NetType::kTap;
     std::string tap; // an existing device's name
     MacAddress mac{};
-    unsigned queues = 1; // pairs; 1..8
+    unsigned queues = 1;              // pairs; 1..8
+    std::vector<HostForward> hostfwd; // of type user: ports of the host that lead to the guest
 };
 
 struct VmConfig {

@@ -36,12 +36,7 @@ Result<ssize_t> copy_by_hand(int from, off_t& in, int to, off_t& out, size_t siz
     std::vector<char> bytes(std::min<size_t>(size, kByHand));
     const ssize_t got = ::pread(from, bytes.data(), bytes.size(), in);
     if (got < 0) return Error::from_errno("read");
-    for (ssize_t done = 0; done < got;) {
-        const ssize_t put = ::pwrite(
-            to, bytes.data() + done, static_cast<size_t>(got - done), out + static_cast<off_t>(done));
-        if (put < 0 && errno != EINTR) return Error::from_errno("write");
-        done += std::max<ssize_t>(put, 0);
-    }
+    TRY(fd::pwrite_all(to, bytes.data(), static_cast<size_t>(got), static_cast<uint64_t>(out)));
     in += got;
     out += got;
     return got;

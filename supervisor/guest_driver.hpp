@@ -54,6 +54,11 @@ struct UpdateResult {
     std::optional<OpenBinary> previous; // after a completed one: the binary that ran before
 };
 
+struct RamToCome {
+    uint64_t bytes = 0;
+    std::string trouble; // why nothing comes, in words; empty while it does
+};
+
 // Owned by the event loop's thread; while update() runs on another one, nothing else is called.
 class GuestDriver {
 public:
@@ -72,9 +77,8 @@ public:
     // was.
     virtual Result<RestoreReport> restore(const RestoreRequest& request, const Shelter& shelter) = 0;
 
-    // Bytes of a lazily restored guest's RAM that have not come yet. Asks the VMM; empty when it does not
-    // answer.
-    virtual std::optional<uint64_t> ram_to_fill() = 0;
+    // What of a lazily restored guest's RAM has not come yet. Asks the VMM; empty when it does not answer.
+    virtual std::optional<RamToCome> ram_to_come() = 0;
     // The path of the saved guest that RAM comes from page by page; empty when RAM is all the guest's own.
     virtual std::string ram_origin() const = 0;
     virtual RunningVmm running() const = 0;

@@ -1,8 +1,10 @@
 #include "supervisor/guest_files.hpp"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <sys/socket.h>
+#include <sys/vfs.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -22,6 +24,7 @@ Result<void> add_ram(const VmConfig& config, handoff::Manifest& manifest) {
     std::vector<uint64_t> sizes;
     for (size_t i = 0; i < config.memory.size(); ++i) {
         const MemoryConfig& m = config.memory[i];
+        TRY(check_ram_folder(m));
         TRY_ASSIGN(handoff::RamBlock block,
             handoff::create_ram_block("ram" + std::to_string(i), ram_kind(m.backing), m.size, m.directory));
         manifest.blocks.push_back(std::move(block));
@@ -115,8 +118,29 @@ handoff::RamKind ram_kind(Backing backing) {
         return handoff::RamKind::kTmpfs;
     case Backing::kHugetlbfs:
         return handoff::RamKind::kHugetlbfs;
+    case Backing::kFile:
+        return handoff::RamKind::kFile;
     }
     return handoff::RamKind::kMemfd;
+}
+
+// What lies on a disk is another kind: it is written back all the while, and comes neither lazily nor in huge
+// pages.
+Result<void> check_ram_folder(const MemoryConfig& memory) {
+    if (memory.directory.empty()) return {};
+    struct statfs where {};
+    if (::statfs(memory.directory.c_str(), &where) < 0)
+        return Error::from_errno("look at the folder " + memory.directory + " of [[memory]]");
+    const bool huge = where.f_type == HUGETLBFS_MAGIC, tmpfs = where.f_type == TMPFS_MAGIC;
+    const std::string there = huge ? "hugetlbfs" : tmpfs ? "tmpfs" : "file";
+    const std::string wanted(to_string(memory.backing));
+    if (wanted == there) return {};
+    const std::string is = there == "file" ? "a disk's file system" : "a " + there;
+    const std::string otherwise =
+        wanted == "file" ? "name a folder on a disk" : "name a folder on a " + wanted;
+    return Error(ErrorCode::kInvalid, "the folder " + memory.directory + " of [[memory]] is on " + is +
+                                          ", and backing is '" + wanted + "'; " + otherwise +
+                                          ", or write backing = \"" + there + "\"");
 }
 
 std::string console_path(const VmConfig& config, const Paths& paths) {

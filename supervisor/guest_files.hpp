@@ -35,6 +35,9 @@ struct GuestFiles {
 
 handoff::RamKind ram_kind(Backing backing);
 
+// kInvalid in words: the folder that RAM is to lie in is not on its backing's file system.
+Result<void> check_ram_folder(const MemoryConfig& memory);
+
 // The block with the witness page; RAM blocks are called "ram0", "ram1"…
 inline constexpr const char* kWitnessBlock = "witness";
 

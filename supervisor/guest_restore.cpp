@@ -8,13 +8,16 @@
 
 #include "handoff/base/fd.hpp"
 #include "handoff/base/words.hpp"
+#include "handoff/save/nbd_uri.hpp"
 #include "handoff/transfer_area.hpp"
 #include "supervisor/named_ram.hpp"
+#include "supervisor/used_save.hpp"
 
 namespace liveupdate::supervisor {
 namespace {
 
 using handoff::proto::Message;
+using handoff::save::is_nbd_uri;
 using handoff::save::Place;
 
 constexpr handoff::Participant kVmm = 1;
@@ -25,13 +28,14 @@ constexpr auto kAnswerTime = std::chrono::seconds(5);
 constexpr size_t kMostWords = 300;
 constexpr const char* kRestoreCapability = "restore";
 constexpr const char* kLazyCapability = "lazy-ram";
+constexpr const char* kLazyNbdCapability = "lazy-ram-nbd";
 
 bool is_ram(const std::string& block) {
     return block.starts_with("ram");
 }
 
 // The saved guest as the source that it was, in the versions that its sections have.
-handoff::proto::Offer offer_of(const handoff::proto::SavedGuest& guest, RestoreRam ram, Identity identity) {
+handoff::proto::Offer offer_of(const handoff::proto::SavedGuest& guest, const RestoreRequest& request) {
     handoff::proto::Offer offer = guest.source();
     offer.clear_saves();
     for (const auto& each : guest.sections()) {
@@ -41,9 +45,10 @@ handoff::proto::Offer offer_of(const handoff::proto::SavedGuest& guest, RestoreR
         saves->set_newest(each.section().version());
     }
     offer.add_required_capabilities(kRestoreCapability);
-    if (ram == RestoreRam::kLazy) offer.add_required_capabilities(kLazyCapability);
-    if (ram == RestoreRam::kMapped) offer.add_required_capabilities(handoff::kOriginCapability);
-    if (identity == Identity::kNew && guest.manifest().machine().generation_id_gpa() != 0)
+    if (request.ram == RestoreRam::kLazy)
+        offer.add_required_capabilities(is_nbd_uri(request.from) ? kLazyNbdCapability : kLazyCapability);
+    if (request.ram == RestoreRam::kMapped) offer.add_required_capabilities(handoff::kOriginCapability);
+    if (request.identity == Identity::kNew && guest.manifest().machine().generation_id_gpa() != 0)
         offer.add_required_capabilities(handoff::kGenerationCapability);
     return offer;
 }
@@ -56,16 +61,12 @@ Result<void> timed(uint64_t& us, Step step) {
     return done;
 }
 
-std::string path_in(const std::string& directory) {
-    return directory + "/" + std::string(handoff::save::kFileName);
-}
-
 } // namespace
 
 GuestRestore::GuestRestore(
     const VmConfig& config, const Paths& paths, const RestoreRequest& request, const Shelter& shelter)
-    : config_(config), paths_(paths), directory_(request.directory), path_(path_in(request.directory)),
-      ram_(request.ram), identity_(request.identity), shelter_(shelter), deadline_(Deadline::never()) {}
+    : config_(config), paths_(paths), request_(request), path_(save_at(request.from)), shelter_(shelter),
+      deadline_(Deadline::never()) {}
 
 Result<RestoredGuest> GuestRestore::run() {
     RestoreReport& report = guest_.report;
@@ -83,18 +84,22 @@ Result<RestoredGuest> GuestRestore::run() {
     }();
     if (result) {
         report.notes = save_->notes();
-        if (identity_ == Identity::kNew && guest_.files.manifest.machine.generation_id_gpa() == 0)
+        if (request_.identity == Identity::kNew && guest_.files.manifest.machine.generation_id_gpa() == 0)
             report.notes.push_back(
                 "the guest was booted without a generation id (by firmware, or by a former VMM), so it does "
                 "not learn that it is a copy; make it seed its random numbers anew");
         return std::move(guest_);
     }
     guest_.vmm.kill();
-    return Error(result.error()).context("restore " + directory_);
+    return Error(result.error()).context("restore " + request_.from);
 }
 
 Result<void> GuestRestore::open_save() {
+    TRY(check(request_));
     TRY_ASSIGN(save_, handoff::save::Reader::open(path_));
+    if (save_->guest().has_qemu())
+        return Error(ErrorCode::kRefused, path_ + " is a guest of QEMU, and " + config_.path +
+                                              " has another driver; write driver = \"qemu\" in [vmm]");
     return handoff::save::check_blocks_against(save_->guest().manifest(), save_->header().specs())
         .context(path_);
 }
@@ -123,7 +128,7 @@ Result<void> GuestRestore::check_machine() {
     ours.set_boot(saved.boot());
     ours.set_generation_id_gpa(saved.generation_id_gpa());
     // A running guest keeps the addresses that its driver has read; see docs/templates.md.
-    if (identity_ == Identity::kNew)
+    if (request_.identity == Identity::kNew)
         for (int i = 0; i < std::min(saved.nets_size(), ours.nets_size()); ++i)
             saved.mutable_nets(i)->set_mac(ours.nets(i).mac());
     std::string differences;
@@ -159,16 +164,20 @@ handoff::RamBlock* GuestRestore::block_of(const std::string& name) {
 
 Result<void> GuestRestore::fill_ram() {
     TRY(save_->load_tables());
-    if (ram_ == RestoreRam::kMapped) TRY(map_origin());
+    if (request_.ram == RestoreRam::kMapped) TRY(map_origin());
     const auto specs = save_->header().specs();
     for (size_t i = 0; i < specs.size(); ++i) {
         handoff::RamBlock* const block = block_of(specs[i].name);
         if (block == nullptr) return Error(ErrorCode::kInternal, "RAM block " + specs[i].name + " is gone");
-        if (specs[i].place == Place::kBeside)
+        if (specs[i].place == Place::kBeside) {
             TRY(take_beside(*block));
-        else if (ram_ == RestoreRam::kEager || !is_ram(specs[i].name))
-            TRY(read_into(i, *block));
+            continue;
+        }
+        TRY(handoff::set_space_aside(*block));
+        if (request_.ram == RestoreRam::kEager || !is_ram(specs[i].name))
+            TRY(save_->read_block(i, block->file.get(), block->kind));
     }
+    save_->close_idle(); // a server of one client at a time waits for that before it takes the VMM
     return {};
 }
 
@@ -176,10 +185,10 @@ Result<void> GuestRestore::fill_ram() {
 // origin share.
 Result<void> GuestRestore::map_origin() {
     for (const handoff::RamBlock& block : guest_.files.manifest.blocks)
-        if (is_ram(block.name) && block.kind == handoff::RamKind::kHugetlbfs)
+        if (is_ram(block.name) && !handoff::comes_by_pages(block.kind))
             return Error(ErrorCode::kInvalid,
-                "RAM of huge pages cannot come page by page; restore without --mapped, or take another "
-                "backing in [[memory]]");
+                "RAM on a hugetlbfs or a disk cannot come page by page; restore without --mapped, or take "
+                "another backing in [[memory]]");
     TRY_ASSIGN(guest_.files.devices[handoff::kOriginFd],
         fd::open("/proc/self/fd/" + std::to_string(save_->fd()), O_RDONLY).context("open " + path_));
     guest_.files.manifest.machine.set_ram_origin(true);
@@ -187,26 +196,24 @@ Result<void> GuestRestore::map_origin() {
 }
 
 Result<void> GuestRestore::take_beside(handoff::RamBlock& block) {
-    if (ram_ != RestoreRam::kEager)
+    if (is_nbd_uri(request_.from))
+        return Error(ErrorCode::kRefused, "the guest was saved in place: its RAM lies in files beside " +
+                                              std::string(handoff::save::kFileName) +
+                                              ", which are not in the export; restore it on the host that "
+                                              "has them, or save it with --file");
+    if (request_.ram != RestoreRam::kEager)
         return Error(ErrorCode::kInvalid,
             "the guest was saved in place, so its RAM is there already; restore it "
             "without --lazy and --mapped");
     in_place_ = true;
-    TRY_ASSIGN(UniqueFd file, open_named_ram(directory_, block.name));
+    TRY_ASSIGN(UniqueFd file, open_named_ram(request_.from, block.name));
     for (const auto& saved : save_->guest().manifest().blocks()) {
         if (saved.name() != block.name) continue;
-        const auto kind = saved.kind() == handoff::proto::RAM_KIND_HUGETLBFS ? handoff::RamKind::kHugetlbfs
-                                                                             : handoff::RamKind::kTmpfs;
+        TRY_ASSIGN(const handoff::RamKind kind, handoff::ram_kind_of(saved));
         TRY_ASSIGN(block, handoff::adopt_ram_block(block.name, kind, saved.size(), std::move(file)));
         return {};
     }
     return Error(ErrorCode::kInternal, "RAM block " + block.name + " is gone");
-}
-
-Result<void> GuestRestore::read_into(size_t index, handoff::RamBlock& block) {
-    TRY_ASSIGN(const auto ram,
-        handoff::SharedMapping::map(block.file.get(), 0, block.size, handoff::MapMode::kShared));
-    return save_->read_block(index, ram.bytes());
 }
 
 Result<void> GuestRestore::start_vmm() {
@@ -215,7 +222,7 @@ Result<void> GuestRestore::start_vmm() {
     const std::string socket = paths_.vm_runtime_dir(config_.name) + "/vmm-1.sock";
     TRY_ASSIGN(guest_.vmm, VmmProcess::spawn(binary, kVmm, socket, deadline_, -1));
     shelter_({guest_.vmm.pid(), guest_.vmm.pidfd(), guest_.vmm.session_file()});
-    TRY_ASSIGN(agreement_, handoff::negotiate(offer_of(save_->guest(), ram_, identity_), guest_.vmm.offer(),
+    TRY_ASSIGN(agreement_, handoff::negotiate(offer_of(save_->guest(), request_), guest_.vmm.offer(),
                                handoff::save::sections_of(save_->guest())));
     TRY_ASSIGN(transfer_, handoff::TransferArea::create(agreement_.sections));
     return {};
@@ -230,13 +237,19 @@ Result<void> GuestRestore::prepare() {
     handoff::add_sections(agreement_.sections, order.mutable_sections());
     order.set_fixed_state(save_->guest().fixed_state());
     order.set_populate(config_.populate);
-    order.set_new_generation(identity_ == Identity::kNew);
+    order.set_new_generation(request_.identity == Identity::kNew);
     *order.mutable_saved_clocks() = save_->guest().clocks();
     auto fds = guest_.files.to_send();
     fds.push_back({"transfer", transfer_.get()});
-    if (ram_ == RestoreRam::kLazy) {
+    if (request_.ram == RestoreRam::kLazy) {
         order.set_lazy_ram(true);
-        fds.push_back({"save", save_->fd()});
+        order.set_save_sum(save_->header().sum());
+        if (is_nbd_uri(request_.from)) {
+            order.set_save_uri(request_.from);
+            order.set_ram_timeout_ms(static_cast<uint32_t>(request_.ram_timeout.count()));
+        } else {
+            fds.push_back({"save", save_->fd()});
+        }
     }
     TRY(guest_.vmm.request(std::move(message), fds, Message::kPrepared, deadline_)
             .context("the VMM prepares"));
@@ -256,34 +269,23 @@ Result<void> GuestRestore::arm() {
 
 Result<void> GuestRestore::hand_over() {
     area_->stamp(handoff::Moment::kOffered);
-    if (in_place_) TRY(use_up_save());
+    if (in_place_) TRY(use_up_save(path_));
     if (!guest_.files.baton->offer(kFile, kVmm))
         return Error(ErrorCode::kInternal, "the baton cannot be offered");
     guest_.files.baton->ring();
     const auto said = guest_.vmm.await(Message::kSwitched, Deadline::after(kArmTime + kAnswerTime));
     const bool ours = guest_.files.baton->take_back(kFile); // fails once the VMM has taken the guest
     if (!ours && guest_.files.baton->held_by(kVmm) && guest_.vmm.alive()) {
-        if (in_place_) ::unlink((path_ + ".used").c_str());
+        if (in_place_) forget_used_save(path_);
         const uint64_t entered = area_->moment(handoff::Moment::kLastEntered);
         const uint64_t offered = area_->moment(handoff::Moment::kOffered);
         guest_.report.entered_ns = entered;
         guest_.report.hand_over_us = entered > offered ? (entered - offered) / 1000 : 0;
         return {};
     }
-    if (ours && in_place_) put_save_back(); // it has not run, and will not
+    if (ours && in_place_) put_save_back(path_); // it has not run, and will not
     if (!said) return Error(said.error()).context("load the saved state");
     return Error(ErrorCode::kRefused, "the saved state was refused: " + said->message.switched().reason());
-}
-
-// Once the guest runs, its RAM is no longer that of the save.
-Result<void> GuestRestore::use_up_save() {
-    if (::rename(path_.c_str(), (path_ + ".used").c_str()) < 0)
-        return Error::from_errno("rename " + path_ + " to " + path_ + ".used");
-    return {};
-}
-
-void GuestRestore::put_save_back() {
-    static_cast<void>(::rename((path_ + ".used").c_str(), path_.c_str()));
 }
 
 } // namespace liveupdate::supervisor

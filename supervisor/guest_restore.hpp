@@ -47,15 +47,11 @@ private:
     handoff::RamBlock* block_of(const std::string& name);
     Result<void> map_origin();
     Result<void> take_beside(handoff::RamBlock& block);
-    Result<void> read_into(size_t index, handoff::RamBlock& block);
-    Result<void> use_up_save();
-    void put_save_back();
 
     const VmConfig& config_;
     const Paths& paths_;
-    const std::string directory_, path_;
-    const RestoreRam ram_;
-    const Identity identity_;
+    const RestoreRequest request_;
+    const std::string path_; // or URI of what is read
     const Shelter& shelter_;
     Deadline deadline_;
     std::unique_ptr<handoff::save::Reader> save_;

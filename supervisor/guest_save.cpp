@@ -9,6 +9,8 @@
 
 #include "handoff/base/fd.hpp"
 #include "handoff/negotiation.hpp"
+#include "supervisor/left_over_save.hpp"
+#include "supervisor/touched_pages.hpp"
 
 namespace liveupdate::supervisor {
 namespace {
@@ -25,19 +27,21 @@ constexpr auto kEndTime = std::chrono::seconds(40);   // as after an update: a s
 constexpr uint64_t kMostPasses = 8;  // over what the guest has written meanwhile
 constexpr uint64_t kFewPages = 1024; // are written while the guest stands still
 
-handoff::Participant next_participant(handoff::Participant current) {
-    return static_cast<handoff::Participant>(current % handoff::kMaxParticipant + 1);
+Error too_long() {
+    return {ErrorCode::kTimeout,
+        "writing took longer than the guest may stand still; give more time with --timeout"};
 }
 
 } // namespace
 
 GuestSave::GuestSave(Context context, SaveRequest request)
-    : at_(std::move(context)), request_(std::move(request)), me_(next_participant(at_.source.participant())),
-      began_ns_(monotonic_ns()) {}
+    : at_(std::move(context)), request_(std::move(request)),
+      me_(handoff::next_participant(at_.source.participant())), began_ns_(monotonic_ns()) {}
 
 Result<SaveReport> GuestSave::run() {
     const auto result = [&]() -> Result<void> {
         TRY(open_file());
+        TRY(named_.sync(at_.hooks.cancel_fd));
         TRY(describe());
         reach(SaveStep::kDescribed);
         if (request_.meanwhile == WhileSaving::kRuns) TRY(write_while_it_runs());
@@ -50,9 +54,11 @@ Result<SaveReport> GuestSave::run() {
         if (request_.after == AfterSave::kGoOn) TRY(let_guest_go_on());
         TRY(finish_file());
         reach(SaveStep::kFinished);
+        // A file is whole whoever has the guest; RAM that stays is the guest's until that has ended.
+        if (request_.kind == SaveKind::kFile) TRY(publish());
         if (request_.after == AfterSave::kStop) TRY(end_guest());
         reach(SaveStep::kTaken);
-        return writer_->publish();
+        return request_.kind == SaveKind::kFile ? Result<void>() : publish();
     }();
     if (ended_) at_.source.wait_or_kill(Deadline::after(kEndTime));
     if (!result) {
@@ -60,11 +66,12 @@ Result<SaveReport> GuestSave::run() {
         Error error = Error(result.error()).context("save " + at_.config.name);
         if (!ended_ && at_.source.alive() && at_.files.baton->held_by(at_.source.participant()))
             error.message += "; the guest runs on";
-        if (ended_) error.message += "; the guest has ended and is whole in " + writer_->new_path();
+        if (published_ && !ended_) error.message += "; as it was, it has been saved in " + writer_->path();
+        if (ended_ && !published_)
+            error.message += "; the guest has ended and is whole in " + writer_->new_path();
         return error;
     }
     named_.keep();
-    disks_.keep();
     report_.path = writer_->path();
     report_.written_bytes = writer_->bytes_written();
     report_.notes = writer_->notes();
@@ -89,11 +96,27 @@ Result<void> GuestSave::open_file() {
                                           "touched yet lies in the save that "
                                           "it was restored from; save it without --in-place");
     const handoff::Manifest& manifest = at_.files.manifest;
+    for (const handoff::RamBlock& block : manifest.blocks)
+        if (request_.disks == SaveDisks::kCopy && !handoff::comes_by_pages(block.kind))
+            return Error(ErrorCode::kRefused,
+                "RAM on a hugetlbfs or a disk cannot come page by page, as that "
+                "of clones does; make the template of a guest that was started "
+                "with another [[memory]] backing");
+    TRY(check_left_over(request_.directory, manifest.blocks));
     std::vector<handoff::save::BlockSpec> specs;
+    size_t ram = 0; // the VM file's blocks come first, in its order
     for (const handoff::RamBlock& block : manifest.blocks) {
         specs.push_back({block.name, block.size, place_of(block)});
         if (block.name.starts_with("ram")) report_.ram_bytes += block.size;
-        if (specs.back().place == Place::kBeside) TRY(named_.link(block, request_.directory));
+        if (specs.back().place == Place::kBeside) {
+            // The file may have been changed since the guest was started.
+            if (ram >= at_.config.memory.size())
+                return Error(ErrorCode::kInvalid,
+                    at_.config.path + " has fewer [[memory]] than the running guest, which could not be "
+                                      "restored with it; make [[memory]] as it was");
+            TRY(named_.link(block, request_.directory, at_.config.memory[ram].directory, at_.config.name));
+        }
+        if (block.name.starts_with("ram")) ++ram;
     }
     handoff::save::IoOptions options;
     options.cancel_fd = at_.hooks.cancel_fd;
@@ -182,16 +205,9 @@ Error GuestSave::why_not_stopped(const Error& seen) {
                : Error(ErrorCode::kRefused, said->message.switched().reason());
 }
 
-// What the guest has never touched is not looked at: that would allocate it.
 PageMap GuestSave::touched(size_t index) const {
     const handoff::RamBlock& block = at_.files.manifest.blocks[index];
-    PageMap pages(handoff::save::pages_in(block.size));
-    for (const handoff::DataRange& range : handoff::data_ranges(block.file.get(), 0, block.size)) {
-        const uint64_t first = range.offset / handoff::save::kPage;
-        const uint64_t end = (range.offset + range.size + handoff::save::kPage - 1) / handoff::save::kPage;
-        pages.set_run({first, std::min(end, pages.pages()) - first});
-    }
-    return pages;
+    return touched_pages(block.file.get(), block.size);
 }
 
 PageMap GuestSave::all_pages(size_t index) const {
@@ -283,10 +299,7 @@ Result<void> GuestSave::write_ram() {
         const bool is_ram = at_.files.manifest.blocks[block].name.starts_with("ram");
         return writes_ && is_ram ? written(block) : all_pages(block);
     }));
-    if (!still_offered())
-        return Error(ErrorCode::kTimeout,
-            "writing took longer than the guest may stand still; give more time with --timeout");
-    return {};
+    return still_offered() ? Result<void>() : too_long();
 }
 
 Result<void> GuestSave::copy_disks() {
@@ -319,15 +332,20 @@ Result<void> GuestSave::let_guest_go_on() {
     return {};
 }
 
+Result<void> GuestSave::publish() {
+    if (request_.after == AfterSave::kStop && !ended_ && !still_offered()) return too_long();
+    TRY(writer_->publish());
+    published_ = true;
+    disks_.keep();
+    return {};
+}
+
 // From the taking of the baton on the guest is in the file and nowhere else.
 Result<void> GuestSave::end_guest() {
-    if (!still_offered() || !at_.files.baton->take(me_))
-        return Error(ErrorCode::kTimeout,
-            "writing took longer than the guest may stand still; give more time with --timeout");
+    if (!still_offered() || !at_.files.baton->take(me_)) return too_long();
     ended_ = true;
     writer_->keep();
     named_.keep();
-    disks_.keep();
     at_.files.baton->ring();
     note_stand_still();
     stopped_ = described_ = false;
@@ -340,6 +358,7 @@ Result<void> GuestSave::end_guest() {
 
 Result<void> GuestSave::finish_file() {
     const uint64_t before = monotonic_ns();
+    TRY(named_.sync(at_.hooks.cancel_fd));
     TRY(writer_->finish(state_.SerializeAsString()));
     report_.sync_us = (monotonic_ns() - before) / 1000;
     return {};

@@ -45,6 +45,7 @@ private:
     Result<void> write_ram();
     Result<void> copy_disks();
     Result<void> let_guest_go_on();
+    Result<void> publish();
     Result<void> end_guest();
     Result<void> finish_file();
 
@@ -81,6 +82,7 @@ private:
     bool described_ = false; // the source believes in an update
     bool stopped_ = false;   // and has been told to stop the guest
     bool ended_ = false;     // the guest is in the file and nowhere else
+    bool published_ = false;
 };
 
 } // namespace liveupdate::supervisor

@@ -18,6 +18,7 @@
 #include "supervisor/journal.hpp"
 #include "supervisor/paths.hpp"
 #include "supervisor/service.hpp"
+#include "supervisor/units.hpp"
 #include "supervisor/vm.hpp"
 #include "systemd/event_loop.hpp"
 #include "systemd/notify.hpp"
@@ -99,14 +100,18 @@ int exit_status(ErrorCode code) {
 int main(int argc, char** argv) {
     CLI::App app{
         "The supervisor of one VM: runs its VMM and updates it in place. `liveupdate start` starts it."};
-    std::string config, saved;
+    std::string config, saved, ram_timeout;
     bool foreground = false, lazy = false, mapped = false, clone = false;
     app.add_option("--config", config, "The VM's TOML file")->required();
-    app.add_option(
-        "--restore", saved, "A folder: start the guest that was saved there, instead of a new one");
+    app.add_option("--restore", saved,
+        "A folder, or the URI of an NBD export: start the guest that was saved there, "
+        "instead of a new one");
     const auto lazy_flag = app.add_flag("--lazy", lazy, "With --restore: RAM comes while the guest runs");
     app.add_flag("--mapped", mapped, "With --restore: RAM comes when it is touched, and not before")
         ->excludes(lazy_flag);
+    app.add_option("--ram-timeout", ram_timeout,
+           "With --lazy from an NBD server: how long the guest may wait for it (5m)")
+        ->needs(lazy_flag);
     app.add_flag("--clone", clone, "With --restore: the guest is a copy of the saved one, and is told so");
     app.add_flag(
         "--foreground", foreground, "Stay in the foreground, which is what it always does: for unit files");
@@ -119,8 +124,16 @@ int main(int argc, char** argv) {
     ::signal(SIGPIPE, SIG_IGN);
     open_log();
     std::optional<RestoreRequest> restore;
+    const auto patience =
+        ram_timeout.empty() ? Result<std::chrono::microseconds>(kRamTimeout) : parse_duration(ram_timeout);
+    if (!patience) {
+        std::fprintf(stderr, "liveupdated: --ram-timeout: %s\n", patience.error().message.c_str());
+        return exit_status(patience.error().code);
+    }
     const RestoreRam ram = mapped ? RestoreRam::kMapped : lazy ? RestoreRam::kLazy : RestoreRam::kEager;
-    if (!saved.empty()) restore = RestoreRequest{saved, ram, clone ? Identity::kNew : Identity::kSame};
+    if (!saved.empty())
+        restore = RestoreRequest{saved, ram, clone ? Identity::kNew : Identity::kSame,
+            std::chrono::ceil<std::chrono::milliseconds>(*patience)};
     auto code = supervise(config, restore);
     if (!code) {
         std::fprintf(stderr, "liveupdated: %s\n", code.error().message.c_str());

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "handoff/base/fd.hpp"
+#include "handoff/base/words.hpp"
 #include "supervisor/guest_restore.hpp"
 #include "supervisor/guest_save.hpp"
 #include "supervisor/kept_vmms.hpp"
@@ -25,6 +26,7 @@ constexpr auto kLaunchTime = std::chrono::seconds(30);
 constexpr auto kConnectTime = std::chrono::seconds(2);
 constexpr auto kAdoptTime = std::chrono::seconds(2);
 constexpr auto kOthersEndTime = std::chrono::seconds(3); // of VMMs that have no guest and no supervisor
+constexpr size_t kMostWords = 500;                       // of a VMM, about what it waits for
 constexpr auto kAskTime = std::chrono::seconds(2);       // for a VMM to answer
 
 // Of the runtime folder.
@@ -117,6 +119,8 @@ Result<void> NativeDriver::launch(const Shelter& shelter) {
     TRY_ASSIGN(const OpenBinary binary, OpenBinary::open(config_.vmm_binary));
     TRY_ASSIGN(const handoff::NamedFds boot_files, open_boot_files(config_));
     TRY_ASSIGN(files_, GuestFiles::create(config_, paths_));
+    for (const handoff::RamBlock& block : files_->manifest.blocks)
+        TRY(handoff::set_space_aside(block));
     const Deadline deadline = Deadline::after(kLaunchTime);
     const std::string socket = paths_.vm_runtime_dir(config_.name) + "/vmm-1.sock";
     TRY_ASSIGN(vmm_, VmmProcess::spawn(binary, 1, socket, deadline, -1));
@@ -140,13 +144,14 @@ Result<void> NativeDriver::launch(const Shelter& shelter) {
     return {};
 }
 
-std::optional<uint64_t> NativeDriver::ram_to_fill() {
+std::optional<RamToCome> NativeDriver::ram_to_come() {
     if (!vmm_) return std::nullopt;
     Message message;
     message.mutable_query();
     const auto answer = vmm_.request(std::move(message), {}, Message::kStatus, Deadline::after(kAskTime));
     if (!answer) return std::nullopt;
-    return answer->message.status().ram_to_fill();
+    const auto& status = answer->message.status();
+    return RamToCome{status.ram_to_fill(), printable(status.ram_trouble(), kMostWords)};
 }
 
 std::string NativeDriver::ram_origin() const {

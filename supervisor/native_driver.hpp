@@ -17,7 +17,7 @@ public:
     Result<Adoption> adopt(const handoff::NamedFds& kept) override;
     Result<void> launch(const Shelter& shelter) override;
     Result<RestoreReport> restore(const RestoreRequest& request, const Shelter& shelter) override;
-    std::optional<uint64_t> ram_to_fill() override;
+    std::optional<RamToCome> ram_to_come() override;
     std::string ram_origin() const override;
     RunningVmm running() const override;
     std::vector<int> watched() const override;

@@ -89,6 +89,7 @@ UpdateRecord throwing_from_json(const json& j) {
     r.way = j.value("way", ""); // records of earlier versions have none
     r.way_why = j.value("way_why", "");
     r.vmm_downtime_us = optional_from_json(j, "vmm_downtime_us");
+    r.notes = j.value("notes", std::vector<std::string>());
     return r;
 }
 
@@ -129,6 +130,7 @@ nlohmann::json to_json(const UpdateRecord& record) {
         {"predicted_blackout_us", optional_to_json(record.predicted_blackout_us)},
         {"guest_tsc_at_switchover", optional_to_json(record.guest_tsc_at_switchover)},
         {"blackout_split", std::move(split)}, {"reason", record.reason}};
+    if (!record.notes.empty()) whole["notes"] = record.notes;
     if (record.way.empty()) return whole;
     whole["way"] = record.way;
     whole["way_why"] = record.way_why;

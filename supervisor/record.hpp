@@ -78,6 +78,7 @@ struct UpdateRecord {
     std::string way_why;
     std::optional<uint64_t> vmm_downtime_us; // as the source QEMU measures it, in whole milliseconds
     std::string reason;                      // empty when all went well
+    std::vector<std::string> notes; // what an operator should know beside, a clause each; mostly none
     bool operator==(const UpdateRecord&) const = default;
 };
 

@@ -3,6 +3,9 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "handoff/save/layout.hpp"
+#include "handoff/save/nbd_uri.hpp"
+
 namespace liveupdate::supervisor {
 
 std::string_view to_string(SaveKind kind) {
@@ -22,6 +25,27 @@ std::optional<SaveStep> parse_save_step(std::string_view word) {
     for (const auto& [name, step] : kSteps)
         if (name == word) return step;
     return std::nullopt;
+}
+
+Result<void> check(const RestoreRequest& request) {
+    if (request.ram == RestoreRam::kLazy && request.identity == Identity::kNew)
+        return Error(ErrorCode::kInvalid, "a copy is told so in its RAM before it runs, and with --lazy that "
+                                          "is not there yet; restore with "
+                                          "--clone and --mapped, or without --lazy");
+    if (!handoff::save::is_nbd_uri(request.from)) return {};
+    TRY(handoff::save::check_nbd_uri(request.from));
+    if (request.ram == RestoreRam::kMapped)
+        return Error(ErrorCode::kInvalid,
+            "RAM cannot be mapped from an NBD server, which the guest would need for as long as it runs; "
+            "restore with --lazy, or copy the save to this host (`nbdcopy`) and restore that with --mapped");
+    if (request.ram_timeout.count() <= 0 || request.ram_timeout > kLongestRamTimeout)
+        return Error(
+            ErrorCode::kInvalid, "--ram-timeout is more than nothing and at most 7 days, for example 5m");
+    return {};
+}
+
+std::string save_at(const std::string& from) {
+    return handoff::save::is_nbd_uri(from) ? from : from + "/" + std::string(handoff::save::kFileName);
 }
 
 nlohmann::json to_json(const SaveReport& report) {

@@ -33,6 +33,12 @@ enum class SaveDisks {
 std::string_view to_string(SaveKind kind);
 std::optional<SaveKind> parse_save_kind(std::string_view word);
 
+// Where RAM that is written goes, for VMMs that can map it from there.
+enum class SaveRam {
+    kInSave, // into the file, as the format has it
+    kImage,  // of a guest of QEMU: into a file of its own, byte by byte, which clones map
+};
+
 // What has been done when a step is reached; for faults in tests.
 enum class SaveStep { kDescribed, kStopped, kWritten, kFinished, kTaken };
 std::optional<SaveStep> parse_save_step(std::string_view word);
@@ -43,6 +49,7 @@ struct SaveRequest {
     WhileSaving meanwhile = WhileSaving::kStandsStill;
     AfterSave after = AfterSave::kGoOn;
     SaveDisks disks = SaveDisks::kLeave;
+    SaveRam ram = SaveRam::kInSave; // kImage: a wish, which only a VMM without other means fulfils
     std::chrono::microseconds
         timeout{};                  // for the guest to stand still; then it goes on, and there is no save
     std::string config_text;        // of the VM's file
@@ -74,11 +81,22 @@ enum class Identity {
     kNew,  // a copy of it, which is told so, and whose network cards may have other addresses
 };
 
+inline constexpr std::chrono::milliseconds kRamTimeout = std::chrono::minutes(5);
+inline constexpr std::chrono::milliseconds kLongestRamTimeout = std::chrono::hours(7 * 24);
+
 struct RestoreRequest {
-    std::string directory; // absolute
+    std::string from; // an absolute path of a folder, or the URI of an NBD export
     RestoreRam ram = RestoreRam::kEager;
     Identity identity = Identity::kSame;
+    // Lazily from an NBD server: how long the guest may wait for what it has touched, before it is given up.
+    std::chrono::milliseconds ram_timeout = kRamTimeout;
 };
+
+// kInvalid, in words: such a restore there is not.
+Result<void> check(const RestoreRequest& request);
+
+// What the saved guest is read from: the file in the folder, or the URI.
+std::string save_at(const std::string& from);
 
 // How long the parts of a restore took, in their order.
 struct RestoreReport {

@@ -72,8 +72,12 @@ Result<void> TemplateStore::publish(
     TRY(fd::write_file_atomically(new_path(name) + "/" + kAbout, about.dump() + "\n"));
     // Read-only also for root, as far as an accident goes.
     std::error_code problem;
-    for (const auto& entry : fs::directory_iterator(new_path(name), problem))
-        fs::permissions(entry.path(), fs::perms::owner_read, problem);
+    for (const auto& entry : fs::directory_iterator(new_path(name), problem)) {
+        // QEMU opens what it maps privately for writing, too.
+        const bool is_image = entry.path().filename().string().starts_with("ram");
+        fs::permissions(entry.path(),
+            is_image ? fs::perms::owner_read | fs::perms::owner_write : fs::perms::owner_read, problem);
+    }
     if (problem) return from(problem, "make " + new_path(name) + " read-only");
     TRY(sync_folder(new_path(name)));
     if (::renameat2(AT_FDCWD, new_path(name).c_str(), AT_FDCWD, path(name).c_str(), RENAME_NOREPLACE) < 0) {

@@ -2,6 +2,7 @@
 // under another name and then renamed, and is never written to again:
 //
 //     STATE/.templates/NAME/guest.save       the guest (docs/save-format.md)
+//                           ram0             of a guest of QEMU: its RAM (ram_image.hpp)
 //                           disk0 …          the disks that it writes to
 //                           template.json    {"vm": its name, "vm_file": the path of its VM file}
 #pragma once

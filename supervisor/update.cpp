@@ -24,10 +24,6 @@ RecordedBinary recorded(const VmmProcess& process) {
     return {process.binary().info.path, process.offer().version(), process.binary().info.build_id};
 }
 
-handoff::Participant next_participant(handoff::Participant current) {
-    return static_cast<handoff::Participant>(current % handoff::kMaxParticipant + 1);
-}
-
 uint64_t rounded_us(uint64_t ns) {
     return (ns + 500) / 1000;
 }
@@ -60,7 +56,7 @@ UpdateRecord Update::run() {
 
 Result<void> Update::negotiate() {
     log_.enter(Phase::kNegotiating);
-    const auto participant = next_participant(at_.source.participant());
+    const auto participant = handoff::next_participant(at_.source.participant());
     const std::string socket =
         at_.paths.vm_runtime_dir(at_.config.name) + "/vmm-" + std::to_string(participant) + ".sock";
     TRY_ASSIGN(destination_,

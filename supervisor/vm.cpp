@@ -61,6 +61,7 @@ Result<void> VmSupervisor::start(handoff::NamedFds kept, const std::optional<Res
         return {};
     }
     adopted_ = *adoption == Adoption::kAdopted;
+    lazy_ = adopted_; // for all that is known; the VMM will say
     if (adopted_ && restore) {
         driver_->let_go();
         return Error(
@@ -93,7 +94,7 @@ Result<void> VmSupervisor::restore(const RestoreRequest& request) {
         spdlog::info("{}: {}", config_.name, note);
     const RunningVmm vmm = driver_->running();
     log_event({EventKind::kStarted, config_.name, "", "", "destination",
-        "restored from " + request.directory + " in " + vmm.binary.binary + " " + vmm.binary.version +
+        "restored from " + request.from + " in " + vmm.binary.binary + " " + vmm.binary.version +
             " (build-id " + short_build_id(vmm.binary.build_id) + "), pid " + std::to_string(vmm.pid)});
     return {};
 }
@@ -157,6 +158,8 @@ void VmSupervisor::restart_guest(const std::string& why) {
     spdlog::warn("{}: the guest starts anew: {}", config_.name, why);
     unwatch();
     driver_->kill();
+    keep_for_successor(); // lets go of its RAM before there is more
+    lazy_ = false;
     if (auto launched = launch(); !launched) {
         state_ = State::kLost;
         lost_why_ = launched.error().message;
@@ -211,13 +214,13 @@ nlohmann::json VmSupervisor::status() {
             {"build_id", previous_->info.build_id}};
     if (state_ == State::kUpdating) j["update"] = {{"id", update_id_}, {"phase", update_phase_}};
     if (const auto last = history_.newest(1); !last.empty()) j["last_update"] = to_json(last.front());
-    if (restored_) {
-        j["restored"] = to_json(*restored_);
-        if (lazy_ && state_ == State::kRunning) {
-            const auto left = driver_->ram_to_fill();
-            j["restored"]["ram_to_fill"] = left ? nlohmann::json(*left) : nlohmann::json(nullptr);
-            lazy_ = !left || *left > 0;
-        }
+    if (restored_) j["restored"] = to_json(*restored_);
+    if (lazy_ && state_ == State::kRunning) {
+        const auto left = driver_->ram_to_come();
+        if (restored_)
+            j["restored"]["ram_to_fill"] = left ? nlohmann::json(left->bytes) : nlohmann::json(nullptr);
+        lazy_ = !left || left->bytes > 0;
+        if (left && lazy_) j["ram_to_come"] = {{"bytes", left->bytes}, {"trouble", left->trouble}};
     }
     if (running_.pid != 0 && !ram_origin_.empty()) j["ram_origin"] = ram_origin_;
     if (state_ == State::kLost) j["lost_reason"] = lost_why_;

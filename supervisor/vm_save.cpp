@@ -32,6 +32,9 @@ Result<SaveRequest> VmSupervisor::read_save_request(const nlohmann::json& reques
     if (request.value("disks", "leave") == "copy") save.disks = SaveDisks::kCopy;
     if (save.disks == SaveDisks::kCopy && save.kind == SaveKind::kInPlace)
         return Error(ErrorCode::kInvalid, "disks are copied beside a file only, not in place");
+    if (request.value("ram", "save") == "image") save.ram = SaveRam::kImage;
+    if (save.ram == SaveRam::kImage && save.kind == SaveKind::kInPlace)
+        return Error(ErrorCode::kInvalid, "a save in place writes no RAM, so there is no image of it");
     const auto default_ms = save.kind == SaveKind::kInPlace ? kInPlaceMs : kFileMs;
     const auto timeout_ms = request.value("timeout_ms", default_ms);
     if (timeout_ms == 0 || timeout_ms > kLongestMs)

@@ -46,10 +46,16 @@ ArrivingGuest::~ArrivingGuest() {
 }
 
 Result<handoff::proto::Prepared> ArrivingGuest::prepare(handoff::PrepareOrder order) {
-    TRY(quietly([&] { return build(order); }));
+    // While a saved guest is restored it runs nowhere that it could be disturbed, and it waits for nothing
+    // that can be done behind it.
+    if (order.saved_clocks)
+        TRY(build(order));
+    else
+        TRY(quietly([&] { return build(order); }));
     handoff::proto::Prepared prepared;
-    if (order.lazy_ram) TRY(begin_lazy_ram(order.fds));
-    if (order.populate && !order.lazy_ram) {
+    if (order.lazy_ram) TRY(begin_lazy_ram(order));
+    parts_.populate_behind = order.populate && saved_clocks_ && !order.lazy_ram && !parts_.origin;
+    if (order.populate && !saved_clocks_) {
         const uint64_t before = monotonic_ns();
         TRY(quietly([&] { return parts_.machine->populate(parts_.manifest); }));
         prepared.set_populate_ns(monotonic_ns() - before);
@@ -126,20 +132,31 @@ Result<std::unique_ptr<OriginRam>> ArrivingGuest::begin_origin(
 }
 
 // Before anything touches RAM: the parts are empty.
-Result<void> ArrivingGuest::begin_lazy_ram(handoff::NamedFds& fds) {
-    if (!saved_clocks_) return Error(ErrorCode::kProtocol, "RAM comes lazily only out of a file");
-    TRY_ASSIGN(UniqueFd file, handoff::take_fd(fds, "save"));
+Result<void> ArrivingGuest::begin_lazy_ram(handoff::PrepareOrder& order) {
+    if (!saved_clocks_) return Error(ErrorCode::kProtocol, "RAM comes lazily only out of a save");
+    LazyRam::Save save;
+    save.sum = order.save_sum;
+    if (order.save_uri.empty()) {
+        TRY_ASSIGN(save.file, handoff::take_fd(order.fds, "save"));
+    } else {
+        if (!order.save_sum)
+            return Error(
+                ErrorCode::kProtocol, "prepare: RAM comes from an NBD server, and of which save is not told");
+        save.uri = order.save_uri;
+        save.patience = order.ram_timeout;
+    }
     std::vector<LazyRam::Part> parts;
     for (size_t i = 0; i < parts_.manifest.regions.size(); ++i) {
         const handoff::RamRegion& region = parts_.manifest.regions[i];
         const handoff::RamBlock& block = parts_.manifest.blocks[region.block];
         if (!block.name.starts_with("ram")) continue;
-        if (block.kind == handoff::RamKind::kHugetlbfs)
-            return Error(ErrorCode::kUnsupported, "huge pages do not come lazily; restore without --lazy");
+        if (!handoff::comes_by_pages(block.kind))
+            return Error(ErrorCode::kUnsupported,
+                "RAM on a hugetlbfs or a disk does not come lazily; restore without --lazy");
         parts.push_back({block.name, region.offset, parts_.machine->ram(i)});
     }
     TRY_ASSIGN(parts_.lazy_ram,
-        LazyRam::begin(std::move(file), std::move(parts),
+        LazyRam::begin(std::move(save), std::move(parts),
             [&machine = *parts_.machine](std::string why) { machine.fault(std::move(why)); }));
     return {};
 }

@@ -24,7 +24,7 @@ public:
 
 private:
     Result<void> build(handoff::PrepareOrder& order);
-    Result<void> begin_lazy_ram(handoff::NamedFds& fds);
+    Result<void> begin_lazy_ram(handoff::PrepareOrder& order);
     Result<std::unique_ptr<OriginRam>> begin_origin(Machine& machine, const handoff::Manifest& manifest);
 
     handoff::Baton* baton_ = nullptr;

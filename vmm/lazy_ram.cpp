@@ -1,16 +1,12 @@
 #include "vmm/lazy_ram.hpp"
 
-#include <fcntl.h>
-#include <linux/userfaultfd.h>
 #include <poll.h>
-#include <sys/ioctl.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdlib>
 
+#include "handoff/base/deadline.hpp"
 #include "handoff/base/fd.hpp"
 
 namespace liveupdate::vmm {
@@ -20,56 +16,52 @@ using handoff::save::kChunk;
 using handoff::save::kPage;
 using handoff::save::PageRun;
 
+constexpr auto kAgainAfter = std::chrono::seconds(1);
+constexpr std::chrono::milliseconds kMostSilence = std::chrono::seconds(15);
+
 uint64_t address_of(const void* at) {
     return reinterpret_cast<uint64_t>(at);
 }
 
-// Also for faults in the kernel, where KVM and direct I/O reach for RAM; hence not USER_MODE_ONLY.
-Result<UniqueFd> open_userfaultfd() {
-    UniqueFd file(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
-    if (!file && (errno == EPERM || errno == ENOSYS))
-        return Error(ErrorCode::kUnsupported,
-            "this user may not use userfaultfd, which a lazy restore needs; set the sysctl "
-            "vm.unprivileged_userfaultfd to 1, or restore without --lazy");
-    if (!file) return Error::from_errno("userfaultfd");
-    uffdio_api api{};
-    api.api = UFFD_API;
-    api.features = UFFD_FEATURE_MISSING_SHMEM;
-    if (::ioctl(file.get(), UFFDIO_API, &api) < 0)
-        return Error(ErrorCode::kUnsupported,
-            "this kernel has no userfaultfd for shared memory; restore without --lazy");
-    return file;
+std::string seconds_since(uint64_t ns) {
+    return std::to_string((monotonic_ns() - ns) / 1'000'000'000) + " s";
 }
 
 } // namespace
 
-// Of one thread.
-class LazyRam::Source {
+// For one chunk.
+class LazyRam::Buffer {
 public:
-    explicit Source(handoff::save::Reader& file)
-        : file_(file), bytes_(static_cast<std::byte*>(std::aligned_alloc(kPage, kChunk))) {}
-    ~Source() { std::free(bytes_); }
-    Source(const Source&) = delete;
-    Source& operator=(const Source&) = delete;
+    Buffer() : bytes_(static_cast<std::byte*>(std::aligned_alloc(kPage, kChunk))) {}
+    ~Buffer() { std::free(bytes_); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
 
-    Result<std::span<std::byte>> read(size_t block, uint64_t chunk) {
+    Result<std::span<std::byte>> bytes() const {
         if (bytes_ == nullptr) return Error(ErrorCode::kSystem, "there is no memory for a chunk", ENOMEM);
-        const std::span<std::byte> whole(bytes_, kChunk);
-        TRY(file_.read_chunk(block, chunk, whole));
-        return whole;
+        return std::span<std::byte>(bytes_, kChunk);
     }
 
 private:
-    handoff::save::Reader& file_;
     std::byte* bytes_;
 };
 
+LazyRam::LazyRam(Userfault faults, std::function<void(std::string)> failed)
+    : faults_(std::move(faults)), failed_(std::move(failed)) {}
+
 Result<std::unique_ptr<LazyRam>> LazyRam::begin(
-    UniqueFd file, std::vector<Part> parts, std::function<void(std::string)> failed) {
-    std::unique_ptr<LazyRam> ram(new LazyRam(std::move(failed)));
-    TRY(ram->open(std::move(file), std::move(parts)));
-    ram->server_ = std::thread([&lazy = *ram] { lazy.serve(); });
-    ram->filler_ = std::thread([&lazy = *ram] { lazy.fill_all(); });
+    Save save, std::vector<Part> parts, std::function<void(std::string)> failed) {
+    TRY_ASSIGN(Userfault faults, Userfault::open("restore without --lazy"));
+    std::unique_ptr<LazyRam> ram(new LazyRam(std::move(faults), std::move(failed)));
+    TRY(ram->open(std::move(save), std::move(parts)));
+    ram->server_ = std::thread([&lazy = *ram] {
+        lazy.serve();
+        lazy.leave();
+    });
+    ram->filler_ = std::thread([&lazy = *ram] {
+        lazy.fill_all();
+        lazy.leave();
+    });
     return ram;
 }
 
@@ -81,15 +73,26 @@ LazyRam::~LazyRam() {
     if (server_.joinable()) server_.join();
 }
 
-Result<void> LazyRam::open(UniqueFd file, std::vector<Part> parts) {
+Result<void> LazyRam::open(Save save, std::vector<Part> parts) {
+    TRY_ASSIGN(wake_, fd::eventfd(0));
     handoff::save::IoOptions options;
     options.engine = handoff::save::Engine::kCalls; // a chunk at a time, by each of two threads
-    TRY_ASSIGN(file_, handoff::save::Reader::adopt(std::move(file), "the saved guest", options));
-    TRY(file_->load_tables());
-    TRY_ASSIGN(wake_, fd::eventfd(0));
-    TRY_ASSIGN(faults_, open_userfaultfd());
+    options.cancel_fd = wake_.get();
+    if (save.file) {
+        TRY_ASSIGN(save_, handoff::save::Reader::adopt(std::move(save.file), "the saved guest", options));
+    } else {
+        patience_ = save.patience;
+        options.silence = std::min(kMostSilence, patience_);
+        TRY_ASSIGN(save_, handoff::save::Reader::open(save.uri, options));
+    }
+    // Whoever writes a save may have put another one in its place since its state was read.
+    if (save.sum && *save.sum != save_->header().sum())
+        return Error(ErrorCode::kRefused, (save.uri.empty() ? "the file" : save.uri) +
+                                              " is another save by now than the one whose state has been "
+                                              "read; restore again, and leave the save alone meanwhile");
+    TRY(save_->load_tables());
     parts_ = std::move(parts);
-    const auto specs = file_->header().specs();
+    const auto specs = save_->header().specs();
     uint64_t bytes = 0;
     for (Part& part : parts_) {
         const auto spec =
@@ -97,7 +100,7 @@ Result<void> LazyRam::open(UniqueFd file, std::vector<Part> parts) {
         if (spec == specs.end() || spec->place != handoff::save::Place::kHere || part.offset % kChunk != 0 ||
             part.offset > spec->size || part.mapped.size() > spec->size - part.offset)
             return Error(
-                ErrorCode::kRefused, "RAM block " + part.block + " is not in the file, or not all of it");
+                ErrorCode::kRefused, "RAM block " + part.block + " is not in the save, or not all of it");
         for (uint64_t at = 0; at < part.mapped.size(); at += kChunk) {
             Chunk& chunk = *chunks_.emplace_back(std::make_unique<Chunk>());
             chunk.part = &part;
@@ -108,48 +111,43 @@ Result<void> LazyRam::open(UniqueFd file, std::vector<Part> parts) {
     }
     bytes_left_ = bytes;
     for (const Part& part : parts_)
-        TRY(watch(part));
+        TRY(faults_.watch(part.mapped).context("RAM block " + part.block));
     return {};
 }
 
-Result<void> LazyRam::watch(const Part& part) const {
-    uffdio_register area{};
-    area.range = {address_of(part.mapped.data()), part.mapped.size()};
-    area.mode = UFFDIO_REGISTER_MODE_MISSING;
-    if (::ioctl(faults_.get(), UFFDIO_REGISTER, &area) < 0)
-        return Error::from_errno("watch for the first touch of RAM block " + part.block);
-    return {};
+// The save is no longer needed, nor are connections to who has it.
+void LazyRam::leave() {
+    if (readers_.fetch_sub(1) == 1) save_.reset();
 }
 
 void LazyRam::serve() {
-    Source source(*file_);
+    Buffer buffer;
     while (!ending_ && bytes_left() > 0) {
-        pollfd polled[2] = {{faults_.get(), POLLIN, 0}, {wake_.get(), POLLIN, 0}};
+        pollfd polled[2] = {{faults_.fd(), POLLIN, 0}, {wake_.get(), POLLIN, 0}};
         if (::poll(polled, 2, -1) < 0 && errno != EINTR)
             return fail(Error::from_errno("wait for what touches RAM"));
         if ((polled[0].revents & POLLIN) == 0) continue;
-        auto served = serve_one(source);
+        const auto address = faults_.next();
+        if (!address) return fail(address.error());
+        if (!*address) continue;
+        auto served = serve_one(buffer, **address);
         // What was asked for last may have come by the end of the watch.
         if (!served && bytes_left() > 0) return fail(served.error());
     }
 }
 
-Result<void> LazyRam::serve_one(Source& source) {
-    uffd_msg message{};
-    const ssize_t got = ::read(faults_.get(), &message, sizeof(message));
-    if (got < 0 && (errno == EAGAIN || errno == EINTR)) return {};
-    if (got != sizeof(message)) return Error::from_errno("read what touches RAM");
-    if (message.event != UFFD_EVENT_PAGEFAULT) return {};
-    const uint64_t address = message.arg.pagefault.address / kPage * kPage;
+Result<void> LazyRam::serve_one(Buffer& buffer, uint64_t address) {
     size_t first = 0; // chunk of the part
-    for (Part& part : parts_) {
+    for (const Part& part : parts_) {
         const uint64_t begin = address_of(part.mapped.data());
         if (address >= begin && address - begin < part.mapped.size()) {
             Chunk& chunk = *chunks_[first + (address - begin) / kChunk];
             const uint64_t page = (part.offset + (address - begin)) / kPage;
-            if (!file_->written(chunk.block).test(page)) return give_zero(address);
+            if (!save_->written(chunk.block).test(page)) return faults_.give_zeros(address);
+            uint64_t nobody = 0;
+            chunk.waited_since_ns.compare_exchange_strong(nobody, monotonic_ns());
             // Whoever fills it wakes those who wait for it.
-            return fill(source, chunk);
+            return fill(buffer, chunk);
         }
         first += handoff::save::chunks_in(part.mapped.size());
     }
@@ -157,76 +155,92 @@ Result<void> LazyRam::serve_one(Source& source) {
 }
 
 void LazyRam::fill_all() {
-    Source source(*file_);
-    for (const auto& chunk : chunks_) {
-        if (ending_ || has_failed_) return;
-        if (auto filled = fill(source, *chunk); !filled) return fail(filled.error());
+    Buffer buffer;
+    for (bool all_taken = false; !all_taken;) {
+        all_taken = true;
+        for (const auto& chunk : chunks_) {
+            if (ending_ || has_failed_) return;
+            if (auto filled = fill(buffer, *chunk); !filled) return fail(filled.error());
+            if (!chunk->taken) all_taken = false;
+        }
     }
 }
 
-Result<void> LazyRam::fill(Source& source, Chunk& chunk) {
-    if (chunk.taken.exchange(true)) return {};
+Result<void> LazyRam::fill(Buffer& buffer, Chunk& chunk) {
+    do {
+        if (chunk.taken.exchange(true)) return {};
+        TRY_ASSIGN(const bool has_come, read(buffer, chunk));
+        if (has_come) return put_in_place(buffer, chunk);
+        chunk.taken = false;
+    } while (chunk.waited_since_ns != 0); // somebody has come meanwhile, and relied on us
+    return {};
+}
+
+Result<void> LazyRam::put_in_place(Buffer& buffer, const Chunk& chunk) {
     const Part& part = *chunk.part;
-    const auto& written = file_->written(chunk.block);
+    const auto& written = save_->written(chunk.block);
     const uint64_t first_page = chunk.number * handoff::save::kPagesPerChunk;
     const uint64_t at = chunk.number * kChunk - part.offset; // of the part
     const uint64_t size = std::min<uint64_t>(kChunk, part.mapped.size() - at);
-    TRY_ASSIGN(const auto bytes, source.read(chunk.block, chunk.number));
+    TRY_ASSIGN(const std::span<const std::byte> bytes, buffer.bytes());
     Result<void> done;
     written.runs({first_page, size / kPage}, [&](PageRun run) {
         const uint64_t in_chunk = (run.first - first_page) * kPage;
-        if (done) done = put(part.mapped.data() + at + in_chunk, bytes.data() + in_chunk, run.count * kPage);
+        if (done)
+            done = faults_.fill(
+                address_of(part.mapped.data() + at + in_chunk), bytes.subspan(in_chunk, run.count * kPage));
     });
     TRY(done);
     if (bytes_left_.fetch_sub(size, std::memory_order_acq_rel) == size) finish();
     return {};
 }
 
-// Nobody else puts a page there: one that is there already means that somebody has touched the memory
-// elsewhere and holds zeros for RAM.
-Result<void> LazyRam::put(std::byte* to, const std::byte* from, size_t size) const {
-    while (size > 0) {
-        uffdio_copy copy{};
-        copy.dst = address_of(to);
-        copy.src = address_of(from);
-        copy.len = size;
-        const int done = ::ioctl(faults_.get(), UFFDIO_COPY, &copy);
-        if (done < 0 && copy.copy <= 0 && errno != EAGAIN)
-            return Error::from_errno("put a page of RAM in place");
-        const size_t put = copy.copy > 0 ? static_cast<size_t>(copy.copy) : 0;
-        to += put;
-        from += put;
-        size -= put;
-    }
-    return {};
-}
-
-Result<void> LazyRam::give_zero(uint64_t address) const {
-    uffdio_zeropage zero{};
-    zero.range = {address, kPage};
-    while (::ioctl(faults_.get(), UFFDIO_ZEROPAGE, &zero) < 0) {
-        if (errno == EEXIST) { // asked for twice
-            uffdio_range range{address, kPage};
-            ::ioctl(faults_.get(), UFFDIO_WAKE, &range);
-            return {};
+// Whether it has come. Again and again while somebody waits for it, until it proves to be damaged, or that
+// has lasted for too long.
+Result<bool> LazyRam::read(Buffer& buffer, const Chunk& chunk) {
+    TRY_ASSIGN(const auto bytes, buffer.bytes());
+    for (;;) {
+        auto done = save_->read_chunk(chunk.block, chunk.number, bytes);
+        if (done) {
+            set_trouble("");
+            return true;
         }
-        if (errno != EAGAIN) return Error::from_errno("give a page of RAM");
+        if (patience_.count() == 0 || ending_ || has_failed_ || done.error().code == ErrorCode::kRefused)
+            return std::move(done).error();
+        set_trouble(done.error().message);
+        const uint64_t since = chunk.waited_since_ns;
+        if (since != 0 &&
+            monotonic_ns() - since >= static_cast<uint64_t>(std::chrono::nanoseconds(patience_).count()))
+            return std::move(done).error().context(
+                "the guest has waited for " + seconds_since(since) + " and goes no further");
+        pollfd wake{wake_.get(), POLLIN, 0};
+        ::poll(&wake, 1, static_cast<int>(std::chrono::milliseconds(kAgainAfter).count()));
+        if (chunk.waited_since_ns == 0) return false;
     }
-    return {};
 }
 
-// What is still missing is zero, as the kernel gives it by itself.
 void LazyRam::finish() {
-    for (const Part& part : parts_) {
-        uffdio_range range{address_of(part.mapped.data()), part.mapped.size()};
-        ::ioctl(faults_.get(), UFFDIO_UNREGISTER, &range); // also wakes who waits
-    }
+    for (const Part& part : parts_)
+        faults_.unwatch(part.mapped);
     const uint64_t one = 1;
     static_cast<void>(::write(wake_.get(), &one, sizeof(one)));
 }
 
 void LazyRam::fail(const Error& error) {
+    if (ending_) return; // what was read has been cut short
     if (!has_failed_.exchange(true)) failed_("the guest's RAM cannot be had from its save: " + error.message);
+}
+
+void LazyRam::set_trouble(std::string why) {
+    const std::lock_guard lock(trouble_mutex_);
+    if (trouble_.empty()) trouble_since_ns_ = monotonic_ns();
+    trouble_ = std::move(why);
+}
+
+std::string LazyRam::trouble() const {
+    const std::lock_guard lock(trouble_mutex_);
+    return trouble_.empty() ? ""
+                            : trouble_ + " (nothing has come for " + seconds_since(trouble_since_ns_) + ")";
 }
 
 } // namespace liveupdate::vmm

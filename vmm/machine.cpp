@@ -31,6 +31,7 @@ Result<std::unique_ptr<Machine>> Machine::build(Plan plan) {
     std::unique_ptr<Machine> machine(new Machine(std::move(system), std::move(vm), std::move(plan.console),
         virtio_console ? ConsoleDevice::kVirtio : ConsoleDevice::kSerial, std::move(event_fd)));
     TRY(machine->map_ram(*plan.manifest, plan.ram));
+    TRY(machine->vm_.add_chips());
     TRY(machine->add_devices());
     // Where KVM cannot count them, an update may lose ticks that it owes a slow guest.
     static_cast<void>(machine->pit_.count_ticks(machine->vm_));
@@ -116,12 +117,22 @@ Result<void> Machine::populate(const handoff::Manifest& manifest) const {
         const handoff::RamRegion& region = manifest.regions[i];
         if (region.read_only) continue;
         const int file = manifest.blocks[region.block].file.get();
-        TRY(handoff::populate(ram_[i], file, region.offset));
+        TRY(handoff::populate(ram_[i], manifest.blocks[region.block], region.offset));
         if (system_.extension(kCapPreFaultMemory) == 0 || vcpus_.empty()) continue;
         for (const handoff::DataRange& range : handoff::data_ranges(file, region.offset, region.size))
             TRY(vcpus_[0]->pre_fault(region.gpa + (range.offset - region.offset), range.size));
     }
     return {};
+}
+
+// What is left out is filled by the guest's own touches.
+void Machine::populate_behind(const handoff::Manifest& manifest, const std::stop_token& stop) const {
+    for (size_t i = 0; i < ram_.size(); ++i) {
+        const handoff::RamRegion& region = manifest.regions[i];
+        const handoff::RamBlock& block = manifest.blocks[region.block];
+        if (!region.read_only)
+            static_cast<void>(handoff::populate(ram_[i], block, region.offset, stop).has_value());
+    }
 }
 
 Result<void> Machine::begin_write_log(const handoff::Manifest& manifest) {

@@ -63,6 +63,8 @@ public:
     Result<void> set_cpuid(const Cpuid& cpuid);
     // Fills the page tables of all RAM that has pages: the host's, and KVM's own where it can be told to.
     Result<void> populate(const handoff::Manifest& manifest) const;
+    // The host's alone, while the guest runs; returns once `stop` is requested.
+    void populate_behind(const handoff::Manifest& manifest, const std::stop_token& stop) const;
     // Loads the kernel, unless the manifest starts firmware, and sets vCPU 0's registers. Borrowed fds; -1
     // for what there is not.
     Result<void> boot(const handoff::Manifest& manifest, int kernel_fd, int initrd_fd);

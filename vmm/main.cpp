@@ -1,5 +1,6 @@
 // liveupdate-vmm: the reference VMM. Started by liveupdated with a listening socket as an inherited fd; from
-// then on everything comes through sessions on it, and nothing is opened by path.
+// then on everything comes through sessions on it, and nothing is opened by path. A lazy restore from an NBD
+// server connects to that by itself: docs/adr/0011-libnbd-is-loaded-when-needed.md.
 #include <signal.h>
 #include <sys/prctl.h>
 

@@ -72,9 +72,9 @@ OriginRam::~OriginRam() {
 
 Result<void> OriginRam::add(const handoff::RamBlock& block, uint64_t offset, std::span<std::byte> mapped) {
     if (!block.name.starts_with("ram")) return {};
-    if (block.kind == handoff::RamKind::kHugetlbfs)
-        return Error(
-            ErrorCode::kUnsupported, "RAM of huge pages has no origin; restore the guest without --mapped");
+    if (!handoff::comes_by_pages(block.kind))
+        return Error(ErrorCode::kUnsupported,
+            "RAM on a hugetlbfs or a disk has no origin; restore the guest without --mapped");
     const auto specs = file_->header().specs();
     const auto spec =
         std::find_if(specs.begin(), specs.end(), [&](const auto& s) { return s.name == block.name; });

@@ -14,13 +14,17 @@ namespace liveupdate::vmm {
 
 inline constexpr int kQuietNice = 10;
 
-// Runs `work` in a thread of low priority and waits for it. A thread of its own because an unprivileged
-// process may lower a priority but not raise it again.
+// Lowers the calling thread's priority, for good: an unprivileged process may not raise it again.
+inline void be_quiet() {
+    ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), kQuietNice);
+}
+
+// Runs `work` in a thread of low priority and waits for it.
 template <typename Work>
 auto quietly(Work&& work) {
     std::optional<decltype(work())> result;
     std::thread thread([&] {
-        ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), kQuietNice);
+        be_quiet();
         result.emplace(work());
     });
     thread.join();

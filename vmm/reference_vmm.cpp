@@ -83,6 +83,7 @@ ReferenceVmm::ReferenceVmm(const std::string& version) {
     offer_.add_capabilities("restore");
     offer_.add_capabilities("track-writes");
     offer_.add_capabilities("lazy-ram");
+    offer_.add_capabilities("lazy-ram-nbd");
     offer_.add_capabilities(handoff::kOriginCapability);
     offer_.add_capabilities(handoff::kGenerationCapability);
     for (const char* kind : {kVcpuSection, kInterruptsSection, kVmSection})

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <system_error>
 
 #include "vmm/fixed_state.hpp"
 #include "vmm/quiet_work.hpp"
@@ -19,12 +20,27 @@ constexpr auto kLastWordsTime = std::chrono::milliseconds(500); // for a console
 // and the destination carries it out.
 constexpr auto kRestTime = std::chrono::seconds(30);
 
+std::string with_trouble(const std::string& trouble) {
+    return trouble.empty() ? "" : " once it comes again: " + trouble;
+}
+
 } // namespace
 
-RunningGuest::RunningGuest(Parts parts) : parts_(std::move(parts)) {}
+RunningGuest::RunningGuest(Parts parts) : parts_(std::move(parts)) {
+    if (!parts_.populate_behind) return;
+    try {
+        populate_ = std::jthread([this](const std::stop_token& stop) {
+            be_quiet();
+            machine().populate_behind(parts_.manifest, stop);
+        });
+    } catch (const std::system_error&) {
+        return; // no thread can be had: the guest fills its page tables itself
+    }
+}
 
 // Threads first: they use everything else.
 RunningGuest::~RunningGuest() {
+    populate_ = {};
     parts_.threads.clear();
 }
 
@@ -35,8 +51,10 @@ Result<handoff::GuestDescription> RunningGuest::describe() {
     if (const uint64_t left = parts_.lazy_ram ? parts_.lazy_ram->bytes_left() : 0; left > 0)
         return Error(
             ErrorCode::kBusy, std::to_string((left + kMib - 1) / kMib) +
-                                  " MiB of the guest's RAM have yet to come from its save; try again");
+                                  " MiB of the guest's RAM have yet to come from its save; try again" +
+                                  with_trouble(parts_.lazy_ram->trouble()));
     parts_.lazy_ram.reset();
+    populate_ = {};
     updating_ = true;
     machine().pit().expect_freeze(machine().vm());
     machine().console().freeze_client();
@@ -111,7 +129,10 @@ handoff::proto::Status RunningGuest::status() {
         status.add_vcpu_cpu_ns(thread->cpu_ns());
     }
     status.set_exits(exits);
-    status.set_ram_to_fill(parts_.lazy_ram ? parts_.lazy_ram->bytes_left() : 0);
+    if (parts_.lazy_ram) {
+        status.set_ram_to_fill(parts_.lazy_ram->bytes_left());
+        status.set_ram_trouble(parts_.lazy_ram->trouble());
+    }
     if (const auto offset = machine().vcpus()[0]->tsc_offset()) status.set_tsc_offset(*offset);
     status.set_dropped_console_bytes(machine().console_frontend().dropped_output());
     return status;

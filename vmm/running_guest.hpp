@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include "handoff/guest.hpp"
@@ -27,6 +28,7 @@ public:
         std::unique_ptr<LazyRam> lazy_ram; // of a guest that was restored so; ends before the machine
         std::unique_ptr<OriginRam> origin; // of a guest whose RAM has one; the same
         VcpuThreads threads;               // one for each vCPU, started or about to be
+        bool populate_behind = false;      // page tables are to be filled while it runs
     };
     explicit RunningGuest(Parts parts);
     ~RunningGuest() override;
@@ -57,6 +59,7 @@ private:
     std::shared_ptr<SaveJob> job_;
     bool updating_ = false;
     std::optional<handoff::WriteMap> writes_; // while they are logged
+    std::jthread populate_;
 };
 
 } // namespace liveupdate::vmm

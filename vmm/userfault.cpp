@@ -42,6 +42,11 @@ Result<void> Userfault::watch(std::span<std::byte> mapped) const {
     return {};
 }
 
+void Userfault::unwatch(std::span<std::byte> mapped) const {
+    uffdio_range range{reinterpret_cast<uint64_t>(mapped.data()), mapped.size()};
+    ::ioctl(fd(), UFFDIO_UNREGISTER, &range);
+}
+
 Result<std::optional<uint64_t>> Userfault::next() const {
     for (;;) {
         uffd_msg message{};
@@ -72,6 +77,24 @@ Result<void> Userfault::give_zeros(uint64_t address) const {
         const int result = ::ioctl(fd(), UFFDIO_ZEROPAGE, &zero);
         if (result == 0 || errno != EAGAIN) return given(address, result);
     }
+}
+
+Result<void> Userfault::fill(uint64_t address, std::span<const std::byte> pages) const {
+    while (!pages.empty()) {
+        uffdio_copy copy{};
+        copy.dst = address;
+        copy.src = reinterpret_cast<uint64_t>(pages.data());
+        copy.len = pages.size();
+        const int result = ::ioctl(fd(), UFFDIO_COPY, &copy);
+        if (result < 0 && copy.copy <= 0 && errno == EEXIST)
+            return Error(ErrorCode::kInternal, "a page of RAM was touched before it had come");
+        if (result < 0 && copy.copy <= 0 && errno != EAGAIN)
+            return Error::from_errno("put a page of RAM in place");
+        const size_t put = copy.copy > 0 ? static_cast<size_t>(copy.copy) : 0;
+        address += put;
+        pages = pages.subspan(put);
+    }
+    return {};
 }
 
 Result<void> Userfault::given(uint64_t address, int result) const {

@@ -125,6 +125,19 @@ Result<void> write_all(int fd, const void* data, size_t size) {
     return {};
 }
 
+Result<void> pwrite_all(int fd, const void* data, size_t size, uint64_t offset) {
+    const char* at = static_cast<const char*>(data);
+    while (size > 0) {
+        const ssize_t n = ::pwrite(fd, at, size, static_cast<off_t>(offset));
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return Error::from_errno("write");
+        at += n;
+        size -= static_cast<size_t>(n);
+        offset += static_cast<uint64_t>(n);
+    }
+    return {};
+}
+
 Result<void> write_file_atomically(const std::string& path, const std::string& content, mode_t mode) {
     const std::string beside = path + ".new";
     TRY_ASSIGN(UniqueFd file, open(beside, O_WRONLY | O_CREAT | O_TRUNC, mode));

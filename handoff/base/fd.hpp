@@ -31,6 +31,7 @@ Result<std::string> read_file(const std::string& path, size_t limit = size_t{64}
 // Writes beside, fsyncs, and renames: the former content stays whole whatever happens.
 Result<void> write_file_atomically(const std::string& path, const std::string& content, mode_t mode = 0644);
 Result<void> write_all(int fd, const void* data, size_t size);
+Result<void> pwrite_all(int fd, const void* data, size_t size, uint64_t offset);
 
 // True once every thread of the process behind `pidfd` is gone; never blocks.
 bool process_gone(int pidfd);

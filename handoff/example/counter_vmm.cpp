@@ -186,7 +186,7 @@ public:
         if (order.sections.size() != 1 || order.sections[0].name() != "counter/0")
             return Error(ErrorCode::kRefused, "a counter has the one state section 'counter/0' and no other");
         TRY_ASSIGN(SharedMapping ram, map_first_block(order.manifest, MapMode::kShared));
-        if (order.populate) TRY(populate(ram, order.manifest.blocks.front().file.get(), 0));
+        if (order.populate) TRY(populate(ram, order.manifest.blocks.front(), 0));
         if (order.rehearse) {
             TRY_ASSIGN(trial_ram_, map_first_block(order.manifest, MapMode::kPrivate));
         }

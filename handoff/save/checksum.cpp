@@ -14,14 +14,13 @@ uint64_t sum_of_pages(const PageMap& written, PageRun pages, const std::byte* by
     struct Free {
         void operator()(XXH64_state_t* state) const { ::XXH64_freeState(state); }
     };
+    if (!written.any(pages)) return 0;
     thread_local const std::unique_ptr<XXH64_state_t, Free> state(::XXH64_createState());
     ::XXH64_reset(state.get(), 0);
-    bool any = false;
     written.runs(pages, [&](PageRun run) {
-        any = true;
         ::XXH64_update(state.get(), bytes + (run.first - pages.first) * kPage, run.count * kPage);
     });
-    return any ? ::XXH64_digest(state.get()) : 0;
+    return ::XXH64_digest(state.get());
 }
 
 } // namespace liveupdate::handoff::save

@@ -64,10 +64,10 @@ Result<void> check_kind(std::span<const std::byte> page) {
         return Error(ErrorCode::kRefused, "this is no file of a saved guest");
     const auto version = get<uint32_t>(page.data() + kVersionAt);
     if (version == 0 || version > kFormatVersion)
-        return Error(ErrorCode::kRefused, "the file has version " + std::to_string(version) +
-                                              " of the format, and this build reads version " +
-                                              std::to_string(kFormatVersion) +
-                                              "; use the release that wrote it");
+        return Error(version == 0 ? ErrorCode::kRefused : ErrorCode::kUnsupported,
+            "the file has version " + std::to_string(version) +
+                " of the format, and this build reads version " + std::to_string(kFormatVersion) +
+                "; use the release that wrote it");
     if (get<uint64_t>(page.data() + kSumAt) != sum_of(page))
         return Error(ErrorCode::kRefused, "the header (bytes 0 to 4095) is damaged: its checksum is wrong");
     return {};
@@ -80,6 +80,10 @@ std::vector<BlockSpec> Header::specs() const {
     for (const BlockHeader& block : blocks)
         specs.push_back(block.spec);
     return specs;
+}
+
+uint64_t Header::sum() const {
+    return get<uint64_t>(encode(*this).data() + kSumAt);
 }
 
 HeaderPage encode(const Header& header) {

@@ -24,14 +24,16 @@ struct Header {
 
     std::vector<BlockSpec> specs() const;
     Layout layout() const { return Layout::of(specs()); }
+    // The page's own checksum. It covers those of state, bitmaps and sums of RAM: of one sum, one save.
+    uint64_t sum() const;
 };
 
 using HeaderPage = std::array<std::byte, kPage>;
 
 HeaderPage encode(const Header& header);
 
-// From anybody: `file_size` is what fstat says. kRefused in words when it is no saved guest, one of a later
-// version, damaged, or of another size than it says.
+// From anybody: `file_size` is what fstat says. kRefused in words when it is no saved guest, damaged, or of
+// another size than it says; kUnsupported when it is of a later version.
 Result<Header> decode(std::span<const std::byte> page, uint64_t file_size);
 
 } // namespace liveupdate::handoff::save

@@ -40,6 +40,11 @@ public:
             n += static_cast<uint64_t>(std::popcount(byte));
         return n;
     }
+    bool any(PageRun within) const {
+        for (uint64_t i = 0; i < within.count; ++i)
+            if (test(within.first + i)) return true;
+        return false;
+    }
     // The runs of set bits in `within`, in ascending order.
     template <typename Take>
     void runs(PageRun within, Take take) const {

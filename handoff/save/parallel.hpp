@@ -4,6 +4,7 @@
 #include <poll.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <mutex>
@@ -17,11 +18,22 @@ namespace liveupdate::handoff::save {
 
 // How the file is read or written.
 struct IoOptions {
-    unsigned threads = 2;
-    unsigned depth = 16; // requests in flight of each thread
+    // More than the CPUs that are busy: while one fills page tables or sums, the requests of others go on.
+    unsigned threads = 4;
+    unsigned depth = 8; // requests in flight of each thread
     Engine engine = Engine::kRing;
-    int cancel_fd = -1; // readable: stop, with kAborted
+    int cancel_fd = -1;                                           // readable: stop, with kAborted
+    std::chrono::milliseconds silence = std::chrono::seconds(30); // of an NBD server, before it is given up
 };
+
+// Whether a thread has begun so much that it should finish its oldest chunk: beside that, `requests` fill its
+// queue. More would only take memory from the caches.
+constexpr bool are_enough(size_t chunks, size_t requests, unsigned depth) {
+    return requests >= depth || chunks > depth;
+}
+constexpr unsigned most_chunks(unsigned depth) {
+    return depth + 1;
+}
 
 // Hands out 0, 1, 2… until there are no more, or one thread has failed.
 class Work {

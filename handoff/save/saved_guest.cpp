@@ -12,6 +12,7 @@ constexpr size_t kMaxConfigBytes = size_t{1} << 20;
 constexpr size_t kMaxNameLength = 63;
 constexpr uint32_t kMaxEpoch = 1u << 31; // leaves room for as many changes of hands
 constexpr size_t kMaxFixedBytes = size_t{1} << 20;
+constexpr int kMostArguments = 4096, kMostDevices = 65536;
 
 Error refused(std::string words) {
     return {ErrorCode::kRefused, "the saved state " + std::move(words)};
@@ -32,6 +33,18 @@ bool has_unknown_fields(
             if (has_unknown_fields(reflection.GetRepeatedMessage(message, field, i), except)) return true;
         return false;
     });
+}
+
+Result<void> check_qemu(const proto::SavedGuest& guest) {
+    const proto::SavedQemu& qemu = guest.qemu();
+    if (guest.sections_size() != 0 || !guest.fixed_state().empty())
+        return refused("has sections beside QEMU's stream");
+    if (qemu.version().empty() || qemu.machine().empty() || qemu.arguments().empty() ||
+        (qemu.stream().empty() && qemu.image_sums().empty()))
+        return refused("lacks QEMU's version, machine type, arguments or stream");
+    if (qemu.arguments_size() > kMostArguments || qemu.devices_size() > kMostDevices)
+        return refused("has more arguments or devices than a QEMU may have");
+    return {};
 }
 
 Result<void> check_sections(const proto::SavedGuest& guest) {
@@ -61,7 +74,7 @@ Result<proto::SavedGuest> parse_saved_guest(std::string_view bytes) {
         guest.fixed_state().size() > kMaxFixedBytes)
         return refused("has a name, a VM file or a fixed state of an impossible size");
     if (guest.epoch() > kMaxEpoch) return refused("has an impossible epoch");
-    TRY(check_sections(guest));
+    TRY(guest.has_qemu() ? check_qemu(guest) : check_sections(guest));
     return guest;
 }
 

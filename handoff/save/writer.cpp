@@ -6,11 +6,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
+#include <list>
 
 #include "handoff/base/fd.hpp"
 #include "handoff/save/checksum.hpp"
+#include "handoff/save/page_buffer.hpp"
 
 namespace liveupdate::handoff::save {
 namespace {
@@ -23,10 +24,6 @@ bool is_zero(const std::byte* page) {
     return std::memcmp(page, kZeros, kFirst) == 0 && std::memcmp(page, page + kFirst, kPage - kFirst) == 0;
 }
 
-struct FreeDeleter {
-    void operator()(void* at) const { std::free(at); }
-};
-
 } // namespace
 
 struct Writer::Pass {
@@ -37,6 +34,14 @@ struct Writer::Pass {
         const PageRun pages = pages_of_chunk(chunk, block.written.pages());
         return sum_of_pages(block.written, pages, ram + pages.first * kPage);
     }
+};
+
+// A chunk that is on its way to the file. The oldest is summed once more while others go.
+struct Writer::Going {
+    uint64_t chunk = 0;
+    uint32_t requests = 0;
+    uint32_t pending = 0; // of them
+    bool summed = false;  // before it was written, all of it from RAM
 };
 
 Writer::Writer(std::string directory, const std::vector<BlockSpec>& blocks, IoOptions options)
@@ -100,22 +105,37 @@ Result<void> Writer::write_pages(size_t block, std::span<const std::byte> ram, c
     Pass pass{b, ram.data(), which};
     Work work(chunks_in(b.spec.size), options_.cancel_fd);
     return in_threads(options_.threads, work, [&]() -> Result<void> {
-        uint32_t pending = 0; // outlives the queue
+        std::list<Going> going; // outlives the queue, which lowers `pending`
         IoQueue queue(*file_, options_.depth, options_.engine);
         if (options_.engine == Engine::kRing && queue.engine() != Engine::kRing) without_ring_ = true;
-        std::vector<uint64_t> whole; // chunks that were written and summed from RAM
-        for (uint64_t chunk = 0; work.take(chunk);)
-            TRY(write_chunk(pass, queue, chunk, pending, whole));
-        TRY(queue.await(pending));
-        for (const uint64_t chunk : whole)
-            if (pass.sum(chunk) != b.sums[chunk]) b.sum_due[chunk] = 1;
+        size_t requests = 0;
+        const auto look_at_oldest = [&]() -> Result<void> {
+            const Going& oldest = going.front();
+            TRY(queue.await(oldest.pending));
+            if (oldest.summed && pass.sum(oldest.chunk) != b.sums[oldest.chunk]) b.sum_due[oldest.chunk] = 1;
+            requests -= oldest.requests;
+            going.pop_front();
+            return {};
+        };
+        for (uint64_t chunk = 0; work.take(chunk);) {
+            TRY(write_chunk(pass, queue, going.emplace_back(Going{chunk})));
+            if (going.back().requests == 0) { // nothing of it is written, and its sum is known or due
+                going.pop_back();
+                continue;
+            }
+            requests += going.back().requests;
+            while (are_enough(going.size(), requests - going.front().requests, options_.depth))
+                TRY(look_at_oldest());
+        }
+        while (!going.empty())
+            TRY(look_at_oldest());
         return {};
     });
 }
 
-Result<void> Writer::write_chunk(
-    Pass& pass, IoQueue& queue, uint64_t chunk, uint32_t& pending, std::vector<uint64_t>& whole) {
+Result<void> Writer::write_chunk(Pass& pass, IoQueue& queue, Going& going) {
     Block& block = pass.block;
+    const uint64_t chunk = going.chunk;
     const PageRun pages = pages_of_chunk(chunk, block.written.pages());
     bool touched = false;
     Result<void> result;
@@ -141,19 +161,19 @@ Result<void> Writer::write_chunk(
     if (!touched) return {};
     for (const PageRun run : holes)
         TRY(make_hole(block, run));
-    for (const PageRun run : data) {
-        const std::span<const std::byte> bytes(pass.ram + run.first * kPage, run.count * kPage);
-        bytes_written_ += bytes.size();
-        TRY(queue.write(block.layout.pages_at + run.first * kPage, bytes, pending));
-    }
     uint64_t in_pass = 0, in_file = 0;
     for (const PageRun run : data)
         in_pass += run.count;
     block.written.runs(pages, [&](PageRun run) { in_file += run.count; });
-    block.sum_due[chunk] = in_pass < in_file ? 1 : 0;
-    if (in_pass < in_file) return {};
-    block.sums[chunk] = pass.sum(chunk);
-    whole.push_back(chunk);
+    going.summed = in_pass == in_file;
+    block.sum_due[chunk] = going.summed ? 0 : 1;
+    if (going.summed) block.sums[chunk] = pass.sum(chunk); // before the first byte is written
+    for (const PageRun run : data) {
+        const std::span<const std::byte> bytes(pass.ram + run.first * kPage, run.count * kPage);
+        bytes_written_ += bytes.size();
+        ++going.requests;
+        TRY(queue.write(block.layout.pages_at + run.first * kPage, bytes, going.pending));
+    }
     return {};
 }
 
@@ -164,9 +184,7 @@ Result<void> Writer::sum_what_is_due() {
     for (Block& block : blocks_) {
         Work work(block.sums.size(), options_.cancel_fd);
         auto summed = in_threads(options_.threads, work, [&]() -> Result<void> {
-            const std::unique_ptr<std::byte, FreeDeleter> bytes(
-                static_cast<std::byte*>(std::aligned_alloc(kPage, kChunk)));
-            if (!bytes) return Error(ErrorCode::kSystem, "there is no memory for a chunk", ENOMEM);
+            TRY_ASSIGN(const PageBuffer bytes, page_buffer(kChunk));
             uint32_t pending = 0; // outlives the queue
             IoQueue queue(*file_, options_.depth, options_.engine);
             for (uint64_t chunk = 0; work.take(chunk);) {
@@ -203,10 +221,7 @@ Result<void> Writer::make_hole(const Block& block, PageRun run) {
 // Rounded up to whole pages by zeros, from memory that O_DIRECT takes.
 Result<void> Writer::write_plain(uint64_t offset, std::string_view bytes) {
     const size_t size = round_up(bytes.size(), kPage);
-    const std::unique_ptr<std::byte, FreeDeleter> copy(
-        static_cast<std::byte*>(std::aligned_alloc(kPage, size)));
-    if (!copy)
-        return Error(ErrorCode::kSystem, "there is no memory for " + std::to_string(size) + " bytes", ENOMEM);
+    TRY_ASSIGN(const PageBuffer copy, page_buffer(size));
     std::memcpy(copy.get(), bytes.data(), bytes.size());
     std::memset(copy.get() + bytes.size(), 0, size - bytes.size());
     uint32_t pending = 0; // outlives the queue

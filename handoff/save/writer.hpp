@@ -56,11 +56,11 @@ private:
         std::vector<uint8_t> sum_due; // of each chunk: what is in the file is summed by finish()
     };
     struct Pass; // one call of write_pages()
+    struct Going;
 
     Writer(std::string directory, const std::vector<BlockSpec>& blocks, IoOptions options);
     Result<void> open();
-    Result<void> write_chunk(
-        Pass& pass, IoQueue& queue, uint64_t chunk, uint32_t& pending, std::vector<uint64_t>& whole);
+    Result<void> write_chunk(Pass& pass, IoQueue& queue, Going& going);
     Result<void> sum_what_is_due();
     Result<void> make_hole(const Block& block, PageRun run);
     Result<uint64_t> write_tables(const Block& block);

@@ -73,7 +73,7 @@ _liveupdate() {
     case $previous in
     --way) mapfile -t COMPREPLY < <(compgen -W 'x-ignore-shared cpr-transfer postcopy' -- "$current"); return ;;
     --binary | --qmp) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
-    --timeout | --max-parallel | --canary | --limit | -n | --count | --tap | --name) return ;;
+    --timeout | --ram-timeout | --max-parallel | --canary | --limit | -n | --count | --tap | --name) return ;;
     esac
     if [[ $current == -* ]]; then
         words=$("$program" ${command:+"$command"} ${inner:+"$inner"} --help 2>/dev/null | sed -n 's/^  \(-[a-z],\)\{0,1\}\(--[a-z-]*\).*/\2/p')

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "handoff/base/fd.hpp"
 #include "supervisor/cli/start_command.hpp"
@@ -16,6 +17,8 @@ namespace liveupdate::supervisor::cli {
 namespace {
 
 constexpr int kTickMs = 100;
+constexpr std::chrono::seconds kEndTime(5); // for a supervisor to end once it has said that it does
+constexpr std::chrono::milliseconds kPollEvery(20);
 
 Error denied(const std::string& path, const std::string& name) {
     std::string who = "root and its owner";
@@ -128,6 +131,12 @@ Result<void> ControlClient::wait_for_input(Deadline deadline, const Hooks& hooks
             return Error(ErrorCode::kTimeout,
                 "the supervisor of '" + name_ + "' did not answer in time; run `liveupdate doctor`");
     }
+}
+
+void wait_until_gone(const Paths& paths, const std::string& name) {
+    const Deadline deadline = Deadline::after(kEndTime);
+    while (!deadline.passed() && ControlClient::connect(paths, name))
+        std::this_thread::sleep_for(kPollEvery);
 }
 
 } // namespace liveupdate::supervisor::cli

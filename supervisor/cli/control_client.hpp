@@ -40,4 +40,8 @@ private:
     std::string input_;
 };
 
+// A supervisor whose guest has ended answers first and ends then: a `start` or a `restore` right after must
+// not find it. Waits a few seconds at most.
+void wait_until_gone(const Paths& paths, const std::string& name);
+
 } // namespace liveupdate::supervisor::cli

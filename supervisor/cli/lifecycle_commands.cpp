@@ -2,7 +2,6 @@
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
-#include <thread>
 
 #include "handoff/base/deadline.hpp"
 #include "supervisor/cli/commands.hpp"
@@ -18,8 +17,6 @@ namespace liveupdate::supervisor::cli {
 namespace {
 
 using namespace std::chrono_literals;
-
-constexpr auto kPollEvery = 20ms;
 
 struct StartArguments {
     std::string target;
@@ -64,13 +61,6 @@ ExitCode run_start(CliIo& io, const StartArguments& arguments) {
         SupervisorProcess::spawn(io.supervisor_program, config->path, io.paths.supervisor_log(config->name));
     if (!process) return complain(io, process.error());
     return wait_until_running(io, config->name, *process, Deadline::after(*timeout));
-}
-
-// The supervisor answers first and ends then: a `start` right after must not find it.
-void wait_until_gone(const Paths& paths, const std::string& name) {
-    const Deadline deadline = Deadline::after(5s);
-    while (!deadline.passed() && ControlClient::connect(paths, name))
-        std::this_thread::sleep_for(kPollEvery);
 }
 
 // What is asked of the supervisor, and how long its answer may take.

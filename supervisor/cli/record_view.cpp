@@ -60,9 +60,7 @@ std::string because(const UpdateRecord& r) {
     return ": " + either(r.reason, "no reason was given");
 }
 
-} // namespace
-
-std::string describe(const UpdateRecord& r) {
+std::string outcome_of(const UpdateRecord& r) {
     const std::string runs_on = "; the guest runs on in " + with_build(r.from);
     switch (r.outcome) {
     case Outcome::kCompleted:
@@ -83,6 +81,15 @@ std::string describe(const UpdateRecord& r) {
         return "the guest is lost" + because(r);
     }
     return "";
+}
+
+} // namespace
+
+std::string describe(const UpdateRecord& r) {
+    std::string text = outcome_of(r);
+    for (const std::string& note : r.notes)
+        text += "; note: " + printable(note);
+    return text;
 }
 
 Colour colour_of(ExitCode code) {

@@ -35,7 +35,10 @@ Result<nlohmann::json> call_save(
         return InterruptGuard::count() > 1 ? ControlClient::Wait::kGiveUp : ControlClient::Wait::kGoOn;
     };
     auto report = client->call(request, Deadline::never(), {{}, on_tick});
-    if (report) return report;
+    if (report) {
+        if (text_at(*report, "/guest") == "stopped") wait_until_gone(io.paths, name);
+        return report;
+    }
     complain(io, report.error());
     code = report.error().code == ErrorCode::kSystem ? ExitCode::kFailed : exit_code(report.error());
     return report;

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "handoff/base/fd.hpp"
+#include "handoff/save/nbd_uri.hpp"
 #include "handoff/save/reader.hpp"
 #include "supervisor/cli/commands.hpp"
 #include "supervisor/cli/control_client.hpp"
@@ -14,6 +15,7 @@
 #include "supervisor/cli/vms.hpp"
 #include "supervisor/save_request.hpp"
 #include "supervisor/units.hpp"
+#include "supervisor/used_save.hpp"
 
 namespace liveupdate::supervisor::cli {
 namespace {
@@ -30,9 +32,10 @@ struct SaveArguments {
 };
 
 struct RestoreArguments {
-    std::string directory;
+    std::string from; // a folder or a URI
     std::string name;
     std::string timeout = "10m";
+    std::string ram_timeout; // empty: the supervisor's
     bool lazy = false;
     bool mapped = false;
 };
@@ -78,10 +81,28 @@ ExitCode run_save(CliIo& io, const SaveArguments& arguments) {
     return ExitCode::kDone;
 }
 
-// What the saved guest in `directory` is, as far as its file tells without RAM.
-Result<handoff::proto::SavedGuest> inspect_save(const std::string& directory) {
-    TRY_ASSIGN(const auto save,
-        handoff::save::Reader::open(directory + "/" + std::string(handoff::save::kFileName)));
+Result<RestoreRequest> restore_request(const RestoreArguments& arguments) {
+    RestoreRequest request;
+    request.from = arguments.from;
+    if (!handoff::save::is_nbd_uri(request.from)) {
+        TRY_ASSIGN(request.from, absolute(arguments.from));
+        if (!arguments.ram_timeout.empty())
+            return Error(ErrorCode::kInvalid, "--ram-timeout is for a save that an NBD server has");
+    }
+    request.ram = arguments.mapped ? RestoreRam::kMapped
+                  : arguments.lazy ? RestoreRam::kLazy
+                                   : RestoreRam::kEager;
+    if (!arguments.ram_timeout.empty()) {
+        TRY_ASSIGN(const auto timeout, parse_duration(arguments.ram_timeout).context("--ram-timeout"));
+        request.ram_timeout = std::chrono::ceil<std::chrono::milliseconds>(timeout);
+    }
+    TRY(check(request));
+    return request;
+}
+
+// What the saved guest is, as far as it can be told without RAM.
+Result<handoff::proto::SavedGuest> inspect_save(const RestoreRequest& request) {
+    TRY_ASSIGN(const auto save, handoff::save::Reader::open(save_at(request.from)));
     return save->guest();
 }
 
@@ -97,16 +118,26 @@ Result<std::string> config_for(
 
 ExitCode run_restore(CliIo& io, const RestoreArguments& arguments) {
     if (const auto good = check_vm_name(arguments.name); !good) return complain(io, good.error());
-    const auto directory = absolute(arguments.directory);
-    if (!directory) return complain(io, directory.error());
+    const auto request = restore_request(arguments);
+    if (!request) return complain(io, request.error());
     const auto timeout = parse_duration(arguments.timeout).context("--timeout");
     if (!timeout) return complain(io, timeout.error());
     if (ControlClient::connect(io.paths, arguments.name))
         return complain(io, Error(ErrorCode::kRefused,
                                 arguments.name + " runs already; stop it, or restore under another name"));
-    const auto guest = inspect_save(*directory);
+    const auto guest = inspect_save(*request);
     if (!guest) {
-        const bool none = guest.error().system_errno == ENOENT;
+        const std::string used = used_save(save_at(request->from));
+        const bool interrupted = guest.error().system_errno == ENOENT && ::access(used.c_str(), F_OK) == 0;
+        if (interrupted)
+            return complain(
+                io, Error(ErrorCode::kNotFound, guest.error().message + "; " + used +
+                                                    " is there: a restore ended while it handed the guest "
+                                                    "over. If the guest has not run since, "
+                                                    "rename that file to " +
+                                                    std::string(handoff::save::kFileName) +
+                                                    "; if it has, the RAM in the folder is that guest's"));
+        const bool none = guest.error().system_errno == ENOENT && !handoff::save::is_nbd_uri(request->from);
         return complain(
             io, none ? Error(ErrorCode::kNotFound, guest.error().message + "; no guest has been saved there")
                      : guest.error());
@@ -115,8 +146,9 @@ ExitCode run_restore(CliIo& io, const RestoreArguments& arguments) {
     if (!config) return complain(io, config.error());
     if (const auto made = make_directories(io.paths.vm_runtime_dir(arguments.name)); !made)
         return complain(io, made.error());
-    std::vector<std::string> more = {"--restore", *directory};
+    std::vector<std::string> more = {"--restore", request->from};
     if (arguments.lazy) more.emplace_back("--lazy");
+    if (!arguments.ram_timeout.empty()) more.insert(more.end(), {"--ram-timeout", arguments.ram_timeout});
     if (arguments.mapped) more.emplace_back("--mapped");
     auto process = SupervisorProcess::spawn(
         io.supervisor_program, *config, io.paths.supervisor_log(arguments.name), more);
@@ -133,7 +165,8 @@ void add_save_commands(CLI::App& app, Action& chosen) {
     save.add_option("DIR", saving->directory, "the folder; made if it is not there")->required();
     const auto file = save.add_flag("--file", saving->file, "write RAM to the file (the default)");
     const auto in_place = save.add_flag("--in-place", saving->in_place,
-        "leave RAM where it is, on tmpfs or hugetlbfs, and stop the guest; DIR lies on the same file system");
+        "leave RAM where it is, on tmpfs, hugetlbfs or a disk, and stop the guest; DIR lies on that file "
+        "system");
     in_place->excludes(file);
     save.add_flag("--live", saving->live, "write RAM while the guest runs; it stands still for the rest")
         ->excludes(in_place);
@@ -145,7 +178,11 @@ void add_save_commands(CLI::App& app, Action& chosen) {
 
     CLI::App& restore = *app.add_subcommand("restore", "Start a guest as it was saved");
     const auto restoring = std::make_shared<RestoreArguments>();
-    restore.add_option("DIR", restoring->directory, "the folder that it was saved into")->required();
+    restore
+        .add_option("DIR", restoring->from,
+            "the folder that it was saved into, or the URI of an NBD export of the guest.save in it: "
+            "nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH")
+        ->required();
     restore.add_option("NAME", restoring->name, "the VM's name; without a VM file it gets the saved one")
         ->required();
     const auto lazy = restore.add_flag("--lazy", restoring->lazy,
@@ -155,6 +192,12 @@ void add_save_commands(CLI::App& app, Action& chosen) {
             "let the guest run at once; RAM is fetched page by page when it is touched, and the file stays "
             "in use")
         ->excludes(lazy);
+    restore
+        .add_option("--ram-timeout", restoring->ram_timeout,
+            "with --lazy from an NBD server: how long the guest may wait for what it has touched, before it "
+            "is "
+            "given up (5m)")
+        ->needs(lazy);
     restore.add_option("--timeout", restoring->timeout, "how long to wait until it runs")
         ->capture_default_str();
     restore.callback(

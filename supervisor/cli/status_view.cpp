@@ -73,6 +73,14 @@ std::string last_update_text(const nlohmann::json& status, int64_t now) {
     return ago(static_cast<int64_t>(record->started_unix_ms / 1000), now) + ": " + describe(*record);
 }
 
+std::string ram_to_come_text(const CliIo& io, const nlohmann::json& status) {
+    const uint64_t bytes = number_at(status, "/ram_to_come/bytes");
+    if (bytes == 0) return "";
+    const std::string trouble = text_at(status, "/ram_to_come/trouble");
+    return human_size(bytes) + " of its RAM have yet to come from its save" +
+           (trouble.empty() ? "" : "; " + io.paint(Colour::kRed, trouble));
+}
+
 std::string console_text(const nlohmann::json& status) {
     const std::string type = text_at(status, "/console/type");
     const std::string path = text_at(status, "/console/path");
@@ -129,6 +137,7 @@ void print_status(CliIo& io, const nlohmann::json& status, int64_t now) {
             : text_at(status, "/update/id") + ", " + text_at(status, "/update/phase"));
     line(io, "Last update", last_update_text(status, now));
     line(io, "Machine", machine_text(status));
+    line(io, "RAM to come", ram_to_come_text(io, status));
     line(io, "RAM from", text_at(status, "/ram_origin"));
     line(io, "Console", console_text(status));
     if (find(status, "/supervisor"))

@@ -1,5 +1,8 @@
 // `liveupdate template`: guests to be cloned from.
+#include <sys/stat.h>
+
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <ctime>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -10,6 +13,7 @@
 #include "supervisor/cli/record_view.hpp"
 #include "supervisor/cli/save_call.hpp"
 #include "supervisor/cli/vms.hpp"
+#include "supervisor/ram_image.hpp"
 #include "supervisor/saved_disks.hpp"
 #include "supervisor/template_store.hpp"
 #include "supervisor/units.hpp"
@@ -41,7 +45,7 @@ Result<std::string> vm_file_of(const Paths& paths, const std::string& vm) {
 
 Result<nlohmann::json> create_request(const CreateArguments& arguments, const std::string& directory) {
     nlohmann::json request = {{"command", "save"}, {"directory", directory}, {"kind", "file"},
-        {"disks", "copy"}, {"live", arguments.live}, {"stop", arguments.stop}};
+        {"disks", "copy"}, {"ram", "image"}, {"live", arguments.live}, {"stop", arguments.stop}};
     if (!arguments.timeout.empty()) {
         TRY_ASSIGN(const auto timeout, parse_duration(arguments.timeout).context("--timeout"));
         request["timeout_ms"] =
@@ -90,9 +94,21 @@ uint64_t ram_of(const Template& found) {
 
 uint64_t pages_of(const Template& found) {
     uint64_t pages = 0;
-    for (const auto& block : found.save->header().blocks)
+    for (const auto& block : found.save->header().blocks) {
         pages += block.written;
+        struct stat image {};
+        if (block.spec.place == handoff::save::Place::kBeside &&
+            ::stat((found.directory + "/" + block.spec.name).c_str(), &image) == 0)
+            pages += static_cast<uint64_t>(image.st_blocks) * 512 / handoff::save::kPage;
+    }
     return pages;
+}
+
+bool has_generation_id(const handoff::proto::SavedGuest& guest) {
+    const auto& devices = guest.qemu().devices();
+    return guest.manifest().machine().generation_id_gpa() != 0 ||
+           std::any_of(
+               devices.begin(), devices.end(), [](const auto& each) { return each.type() == "vmgenid"; });
 }
 
 nlohmann::json describe(const Template& found) {
@@ -106,7 +122,7 @@ nlohmann::json describe(const Template& found) {
         {"directory", found.directory}, {"vm_file", found.vm_file}, {"vcpus", machine.vcpus()},
         {"memory_bytes", ram_of(found)}, {"saved_bytes", pages_of(found) * handoff::save::kPage},
         {"saved_by", guest.source().implementation() + " " + guest.source().version()},
-        {"generation_id", machine.generation_id_gpa() != 0}, {"nets", machine.nets_size()},
+        {"generation_id", has_generation_id(guest)}, {"nets", machine.nets_size()},
         {"disks", std::move(disks)}};
 }
 
@@ -140,8 +156,15 @@ ExitCode run_list(CliIo& io, Format format) {
 // Every chunk of RAM against its sum.
 Result<void> verify(const Template& found) {
     TRY(found.save->load_tables());
-    for (size_t block = 0; block < found.save->header().blocks.size(); ++block)
-        TRY(found.save->check_block(block));
+    const auto& sums = found.save->guest().qemu().image_sums();
+    for (size_t i = 0; i < found.save->header().blocks.size(); ++i) {
+        const handoff::save::BlockSpec block = found.save->header().blocks[i].spec;
+        if (block.place == handoff::save::Place::kHere)
+            TRY(found.save->check_block(i));
+        else
+            TRY(read_ram_image(
+                found.directory + "/" + block.name, block.size, {sums.begin(), sums.end()}, {}));
+    }
     return {};
 }
 

@@ -3,11 +3,14 @@
 #include <nlohmann/json.hpp>
 
 #include "supervisor/qemu/qemu_process.hpp"
+#include "supervisor/qemu/vnc.hpp"
 
 namespace liveupdate::supervisor::qemu {
 namespace {
 
 using nlohmann::json;
+
+const std::string kGenerationDevice = "vmgenid";
 
 class CommandLine {
 public:
@@ -28,12 +31,13 @@ std::string virtio(const std::string& kind, const std::string& machine_type) {
     return "virtio-" + kind + (machine_type == "microvm" ? "-device" : "-pci");
 }
 
-void add_ram(const VmConfig& config, CommandLine& line) {
+void add_ram(const VmConfig& config, RamMapping mapping, CommandLine& line) {
     if (config.memory.front().backing == Backing::kPrivate)
         return line.add("-object",
             json{{"qom-type", "memory-backend-ram"}, {"id", kRamId}, {"size", config.memory_bytes()}});
-    line.add("-object", json{{"qom-type", "memory-backend-file"}, {"id", kRamId},
-                            {"size", config.memory_bytes()}, {"share", true}, {"mem-path", ram_path()}});
+    line.add(
+        "-object", json{{"qom-type", "memory-backend-file"}, {"id", kRamId}, {"size", config.memory_bytes()},
+                       {"share", mapping == RamMapping::kShared}, {"mem-path", ram_path()}});
 }
 
 void add_disks(const VmConfig& config, const std::string& machine_type, CommandLine& line) {
@@ -55,9 +59,9 @@ void add_disks(const VmConfig& config, const std::string& machine_type, CommandL
 void add_nets(const VmConfig& config, const std::string& machine_type, CommandLine& line) {
     for (size_t i = 0; i < config.nets.size(); ++i) {
         const NetConfig& card = config.nets[i];
-        const std::string id = "net" + std::to_string(i);
+        const std::string id = netdev_id(i);
         if (card.type == NetType::kUser)
-            line.add("-netdev", json{{"type", "user"}, {"id", id}});
+            line.add("-netdev", user_network(id));
         else
             line.add("-netdev", json{{"type", "tap"}, {"id", id}, {"vhost", false},
                                     {"fd", std::to_string(kFirstNetFd + static_cast<int>(i))}});
@@ -95,6 +99,14 @@ std::string with_kernel_ioapic(const VmConfig& config) {
 
 } // namespace
 
+std::string netdev_id(size_t card) {
+    return "net" + std::to_string(card);
+}
+
+std::string user_network(const std::string& id) {
+    return json{{"type", "user"}, {"id", id}}.dump();
+}
+
 std::string console_fds() {
     return "fd=" + std::to_string(kConsoleFd) + ",set=1";
 }
@@ -107,7 +119,8 @@ std::string machine_type_of(const std::string& machine) {
     return machine.substr(0, machine.find(','));
 }
 
-std::vector<std::string> guest_arguments(const VmConfig& config, const std::string& machine_type) {
+std::vector<std::string> guest_arguments(
+    const VmConfig& config, const std::string& machine_type, RamMapping mapping) {
     CommandLine line;
     const std::string size = std::to_string(config.memory_bytes());
     line.add("-name", config.name);
@@ -115,7 +128,8 @@ std::vector<std::string> guest_arguments(const VmConfig& config, const std::stri
     line.add("-no-user-config");
     line.add("-no-shutdown"); // the supervisor decides what the end of a guest is
     line.add("-display", std::string("none"));
-    add_ram(config, line);
+    if (config.qemu.vnc) line.add("-vnc", vnc_option(*config.qemu.vnc));
+    add_ram(config, mapping, line);
     line.add("-machine", machine_type +
                              config.qemu.machine.substr(machine_type_of(config.qemu.machine).size()) +
                              with_kernel_ioapic(config) + ",memory-backend=" + kRamId);
@@ -132,9 +146,36 @@ std::vector<std::string> guest_arguments(const VmConfig& config, const std::stri
     add_disks(config, type, line);
     add_nets(config, type, line);
     if (config.rng) line.add("-device", virtio("rng", type));
-    std::vector<std::string> all = line.take();
-    all.insert(all.end(), config.qemu.extra_args.begin(), config.qemu.extra_args.end());
-    return all;
+    return line.take();
+}
+
+bool set_generation(std::vector<std::string>& arguments, const std::string& uuid) {
+    bool found = false;
+    for (size_t i = 0; i + 1 < arguments.size(); ++i) {
+        std::string& value = arguments[i + 1];
+        if (arguments[i] != "-device") continue;
+        auto device = json::parse(value, nullptr, false);
+        if (device.is_object() && device.value("driver", "") == kGenerationDevice) {
+            device["guid"] = uuid;
+            value = device.dump();
+        } else if (value == kGenerationDevice || value.starts_with(kGenerationDevice + ",")) {
+            value += ",guid=" + uuid; // the last one counts
+        } else {
+            continue;
+        }
+        found = true;
+    }
+    return found;
+}
+
+bool maps_ram_privately(const std::vector<std::string>& arguments) {
+    for (size_t i = 0; i + 1 < arguments.size(); ++i) {
+        if (arguments[i] != "-object") continue;
+        const auto object = json::parse(arguments[i + 1], nullptr, false);
+        if (object.is_object() && object.value("mem-path", "") == ram_path())
+            return !object.value("share", false);
+    }
+    return false;
 }
 
 } // namespace liveupdate::supervisor::qemu

@@ -1,8 +1,5 @@
 #include "supervisor/qemu/compare.hpp"
 
-#include <map>
-#include <vector>
-
 namespace liveupdate::supervisor::qemu {
 namespace {
 
@@ -11,9 +8,11 @@ using nlohmann::json;
 constexpr size_t kMostDevices = 4096;
 constexpr int kDeepest = 3; // children of devices are made by the devices themselves
 
+constexpr const char* kBoard = "/machine/unattached";
+
 struct Asker {
     QemuProcess& qemu;
-    const char* who;
+    const std::string& who;
     Deadline deadline;
     int cancel_fd;
 
@@ -36,7 +35,7 @@ Result<void> add_devices(
         const std::string type = word_in(each, "type"), name = word_in(each, "name");
         if (!type.starts_with("child<") || type == "child<qemu:memory-region>") continue;
         if (found.size() >= kMostDevices)
-            return Error(ErrorCode::kProtocol, std::string(ask.who) + " has too many devices");
+            return Error(ErrorCode::kProtocol, ask.who + " has too many devices");
         found[path + "/" + name] = type.substr(6, type.size() - 7);
         if (depth < kDeepest && type == "child<container>")
             TRY(add_devices(ask, path + "/" + name, depth + 1, found));
@@ -44,43 +43,46 @@ Result<void> add_devices(
     return {};
 }
 
-Result<void> compare_devices(const Asker& source, const Asker& destination) {
-    std::vector<const char*> folders = {"/machine/peripheral", "/machine/peripheral-anon"};
+} // namespace
+
+Result<ComparedSide> side_of(QemuProcess& qemu, const std::string& who, Deadline deadline, int cancel_fd) {
+    const Asker ask{qemu, who, deadline, cancel_fd};
+    ComparedSide side{who, qemu.monitor().version(), {}};
+    for (const char* path : {"/machine/peripheral", "/machine/peripheral-anon", kBoard})
+        TRY(add_devices(ask, path, 1, side.devices));
+    return side;
+}
+
+Result<void> compare_devices(ComparedSide source, ComparedSide destination) {
     // Where a board has its own devices changes from release to release; that the state of the ones fits the
     // others is what QEMU promises for a versioned machine type.
-    if (source.qemu.monitor().version() == destination.qemu.monitor().version())
-        folders.push_back("/machine/unattached");
-    std::map<std::string, std::string> ours, theirs;
-    for (const char* path : folders) {
-        TRY(add_devices(source, path, 1, ours));
-        TRY(add_devices(destination, path, 1, theirs));
-    }
-    for (const auto& [path, type] : ours) {
-        const auto found = theirs.find(path);
-        if (found == theirs.end())
-            return Error(ErrorCode::kRefused, "the destination has no " + path + " (" + type + ")");
+    if (source.version != destination.version)
+        for (auto* side : {&source, &destination})
+            std::erase_if(side->devices, [](const auto& each) { return each.first.starts_with(kBoard); });
+    for (const auto& [path, type] : source.devices) {
+        const auto found = destination.devices.find(path);
+        if (found == destination.devices.end())
+            return Error(ErrorCode::kRefused, destination.who + " has no " + path + " (" + type + ")");
         if (found->second != type)
-            return Error(ErrorCode::kRefused, "the destination has a '" + found->second + "' at " + path +
-                                                  ", where the source has a '" + type + "'");
+            return Error(ErrorCode::kRefused, destination.who + " has a '" + found->second + "' at " + path +
+                                                  ", where " + source.who + " has a '" + type + "'");
     }
-    for (const auto& [path, type] : theirs)
-        if (!ours.contains(path))
+    for (const auto& [path, type] : destination.devices)
+        if (!source.devices.contains(path))
             return Error(ErrorCode::kRefused,
-                "the destination has " + path + " (" + type + "), which the source has not");
+                destination.who + " has " + path + " (" + type + "), which " + source.who + " has not");
     return {};
 }
 
-} // namespace
-
 Result<void> compare_guests(QemuProcess& source, QemuProcess& destination, Deadline deadline, int cancel_fd) {
-    const Asker here{source, "the source", deadline, cancel_fd};
-    const Asker there{destination, "the destination", deadline, cancel_fd};
-    TRY_ASSIGN(const std::string ours, machine_type(here));
-    TRY_ASSIGN(const std::string theirs, machine_type(there));
+    TRY_ASSIGN(ComparedSide here, side_of(source, "the source", deadline, cancel_fd));
+    TRY_ASSIGN(ComparedSide there, side_of(destination, "the destination", deadline, cancel_fd));
+    TRY_ASSIGN(const std::string ours, machine_type({source, here.who, deadline, cancel_fd}));
+    TRY_ASSIGN(const std::string theirs, machine_type({destination, there.who, deadline, cancel_fd}));
     if (ours != theirs)
         return Error(ErrorCode::kRefused,
             "the machine is a '" + ours + "' in the source and a '" + theirs + "' in the destination");
-    return compare_devices(here, there);
+    return compare_devices(std::move(here), std::move(there));
 }
 
 } // namespace liveupdate::supervisor::qemu

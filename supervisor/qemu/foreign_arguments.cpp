@@ -1,81 +1,20 @@
 #include "supervisor/qemu/foreign_arguments.hpp"
 
-#include <algorithm>
-#include <array>
 #include <string_view>
+
+#include "supervisor/qemu/options.hpp"
 
 namespace liveupdate::supervisor::qemu {
 namespace {
 
 using std::string_view;
 
-template <size_t N>
-bool is_one_of(const std::array<string_view, N>& all, string_view word) {
-    return std::find(all.begin(), all.end(), word) != all.end();
-}
-
-// Options that have no value; all others have one.
-constexpr std::array<string_view, 26> kBare = {"-S", "-daemonize", "-nodefaults", "-no-user-config",
-    "-no-reboot", "-no-shutdown", "-nographic", "-snapshot", "-enable-kvm", "-no-hpet", "-no-acpi",
-    "-no-fd-bootchk", "-usb", "-s", "-full-screen", "-curses", "-no-quit", "-portrait", "-only-migratable",
-    "-win2k-hack", "-singlestep", "-mem-prealloc", "-preconfig", "-enable-sync-profile", "-xen-attach",
-    "-xen-domid-restrict"};
 // Of one process, not of the guest.
 constexpr std::array<string_view, 9> kDropped = {
     "-S", "-daemonize", "-qmp", "-qmp-pretty", "-monitor", "-mon", "-pidfile", "-incoming", "-loadvm"};
-constexpr std::array<string_view, 3> kListening = {"-gdb", "-s", "-spice"};
 constexpr std::array<string_view, 14> kFiles = {"-kernel", "-initrd", "-bios", "-dtb", "-hda", "-hdb", "-hdc",
     "-hdd", "-cdrom", "-fda", "-fdb", "-pflash", "-readconfig", "-L"};
 constexpr std::array<string_view, 5> kFileKeys = {"file", "filename", "path", "mem-path", "file.filename"};
-
-struct Option {
-    std::string name; // with one dash
-    std::string value;
-    bool has_value = false;
-};
-
-std::vector<Option> split(const std::vector<std::string>& arguments) {
-    std::vector<Option> all;
-    for (size_t i = 0; i < arguments.size(); ++i) {
-        Option option;
-        option.name = arguments[i].starts_with("--") ? arguments[i].substr(1) : arguments[i];
-        if (option.name.starts_with("-") && !is_one_of(kBare, option.name) && i + 1 < arguments.size()) {
-            option.value = arguments[++i];
-            option.has_value = true;
-        }
-        all.push_back(std::move(option));
-    }
-    return all;
-}
-
-// "server=on", "server" and JSON's "server":true in one.
-std::string without_quotes(std::string value) {
-    std::erase_if(value, [](char c) { return c == '"' || c == ' ' || c == '{' || c == '}'; });
-    std::replace(value.begin(), value.end(), ':', '=');
-    return "," + value + ",";
-}
-
-// The value of `key` in "a,key=value,b" or in JSON; empty when there is none.
-std::string value_of(const std::string& value, string_view key) {
-    const std::string text = without_quotes(value);
-    const size_t at = text.find("," + std::string(key) + "=");
-    if (at == std::string::npos) return {};
-    const size_t begin = at + key.size() + 2;
-    return text.substr(begin, text.find(',', begin) - begin);
-}
-
-bool contains(const std::string& text, string_view word) {
-    return text.find(word) != std::string::npos;
-}
-
-bool listens(const std::string& value) {
-    const std::string text = without_quotes(value);
-    if (!contains(text, "unix=") && !contains(text, "socket") && !contains(text, "tcp=") &&
-        !contains(text, "telnet="))
-        return false;
-    return contains(text, ",server,") || contains(text, ",server=on,") || contains(text, ",server=true,") ||
-           contains(text, ",server=yes,");
-}
 
 bool names_descriptor(const std::string& value) {
     for (const string_view key : {"fd", "fds", "vhostfd", "vhostfds"})
@@ -106,14 +45,11 @@ std::string own_ioapic(const Option& option) {
 // What goes wrong when a second QEMU has this option; empty when nothing does.
 std::string obstacle(const Option& option) {
     const std::string& value = option.value;
-    if (!option.name.starts_with("-") || value.starts_with("-"))
+    if (!is_understood(option))
         return "is not understood: the word before it may be an option without a value";
     if (option.name == "-machine" || option.name == "-M" || option.name == "-accel")
         if (std::string why = own_ioapic(option); !why.empty()) return why;
-    if (is_one_of(kListening, option.name) || (option.name == "-vnc" && value != "none"))
-        return "listens, and a second QEMU cannot listen at the same place";
-    if (listens(value)) return "listens at a socket, which the next QEMU would take away from this one";
-    if (contains(value, "hostfwd=")) return "listens at a port of this host, which the next QEMU could not";
+    if (std::string why = why_it_listens(option); !why.empty()) return why;
     if (option.name == "-add-fd" || names_descriptor(value))
         return "names a descriptor, which only this process has";
     if (is_on_standard_output(option)) return "is connected to the terminal that this QEMU was started from";
@@ -139,10 +75,6 @@ std::string relative_file(
     return {};
 }
 
-std::string words_of(const Option& option) {
-    return "'" + option.name + (option.has_value ? " " + option.value : "") + "'";
-}
-
 // "q35,smm=off" and "smm=off,type=q35" with the exact type.
 std::string with_type(const std::string& machine, const std::string& type) {
     std::string rest;
@@ -161,7 +93,7 @@ std::string with_type(const std::string& machine, const std::string& type) {
 ForeignArguments read_foreign_arguments(const std::vector<std::string>& arguments,
     const std::string& machine_type, const std::function<bool(const std::string&)>& is_relative_file) {
     ForeignArguments read;
-    const std::vector<Option> all = split(arguments);
+    const std::vector<Option> all = options_of(arguments);
     std::vector<std::string> monitors; // character devices of monitors
     bool machine = false, serial = false, nographic = false;
     for (const Option& option : all) {

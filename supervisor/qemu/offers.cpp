@@ -19,15 +19,19 @@ bool has_cpr_transfer(const json& schema) {
     });
 }
 
-// In a file that another QEMU can map by the same arguments: a memfd that QEMU has made itself is none, nor
-// is an unlinked file in a folder.
-Result<bool> is_in_a_file(QemuProcess& qemu, const std::string& id, Deadline deadline, int cancel_fd) {
+// Empty: of RAM in no file, or in a memfd that QEMU has made itself.
+Result<std::string> file_of(QemuProcess& qemu, const std::string& id, Deadline deadline, int cancel_fd) {
     const auto path =
         qemu.execute("qom-get", {{"path", "/objects/" + id}, {"property", "mem-path"}}, deadline, cancel_fd);
-    if (!path && path.error().code == ErrorCode::kRefused) return false;
+    if (!path && path.error().code == ErrorCode::kRefused) return std::string();
     if (!path) return path.error();
-    if (!path->is_string() || path->get<std::string>().empty()) return false;
-    auto open = has_open(qemu, path->get<std::string>());
+    return path->is_string() ? path->get<std::string>() : std::string();
+}
+
+// In a file that another QEMU can map by the same arguments: an unlinked file in a folder is none.
+Result<bool> is_in_a_file(QemuProcess& qemu, const std::string& path) {
+    if (path.empty()) return false;
+    auto open = has_open(qemu, path);
     if (!open && open.error().code == ErrorCode::kRefused) return false;
     return open;
 }
@@ -36,16 +40,21 @@ Result<void> look_at_ram(QemuProcess& qemu, GuestFacts& facts, Deadline deadline
     TRY_ASSIGN(const json all, qemu.execute("query-memdev", nullptr, deadline, cancel_fd));
     if (!all.is_array() || all.empty())
         return Error(ErrorCode::kRefused, "QEMU tells of no RAM (query-memdev)");
-    size_t shared_blocks = 0, in_files = 0;
+    size_t shared_blocks = 0, in_files = 0, copied = 0;
     for (const json& each : all) {
         const auto share = each.find("share");
-        if (share == each.end() || !share->is_boolean() || !share->get<bool>()) continue;
+        TRY_ASSIGN(const std::string path, file_of(qemu, word_in(each, "id"), deadline, cancel_fd));
+        if (share == each.end() || !share->is_boolean() || !share->get<bool>()) {
+            copied += path.empty() ? 0 : 1;
+            continue;
+        }
         ++shared_blocks;
-        TRY_ASSIGN(const bool in_a_file, is_in_a_file(qemu, word_in(each, "id"), deadline, cancel_fd));
+        TRY_ASSIGN(const bool in_a_file, is_in_a_file(qemu, path));
         in_files += in_a_file ? 1 : 0;
     }
     facts.ram_is_shared = shared_blocks == all.size();
-    facts.ram = in_files == 0            ? RamPlace::kApart
+    facts.ram = copied > 0               ? RamPlace::kCopied
+                : in_files == 0          ? RamPlace::kApart
                 : in_files == all.size() ? RamPlace::kInFiles
                                          : RamPlace::kMixed;
     return {};

@@ -4,12 +4,16 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <thread>
 
 #include "handoff/base/fd.hpp"
 #include "supervisor/kept_vmms.hpp"
 #include "supervisor/qemu/adopted.hpp"
 #include "supervisor/qemu/command_line.hpp"
+#include "supervisor/qemu/moved_places.hpp"
+#include "supervisor/qemu/qemu_restore.hpp"
+#include "supervisor/qemu/qemu_save.hpp"
 #include "supervisor/qemu/qemu_update.hpp"
 #include "supervisor/qemu/recovery.hpp"
 #include "supervisor/qemu/run_state.hpp"
@@ -103,6 +107,24 @@ Result<void> QemuDriver::find_owner(std::vector<QemuProcess>& found, const hando
             vmm_ = std::move(process);
     }
     if (!vmm_ && guest_) TRY(find_heir(found));
+    if (vmm_) TRY(see_whether_heir_runs(found));
+    return {};
+}
+
+// Whoever speaks to a second monitor of the guest's may have let the guest run where it was on offer to.
+Result<void> QemuDriver::see_whether_heir_runs(std::vector<QemuProcess>& found) {
+    const handoff::BatonWord word = guest_->baton->read();
+    const auto heir = std::find_if(found.begin(), found.end(),
+        [&](const auto& each) { return each && each.participant() == word.heir; });
+    if (word.state != handoff::BatonState::kOffered || heir == found.end()) return {};
+    const auto state = run_state(*heir, Deadline::after(kAnswerTime));
+    if (!state || !state->running) return {};
+    if (!guest_->baton->take(word.heir))
+        return Error(ErrorCode::kInternal, "the guest was taken while nobody was there to take it");
+    spdlog::warn(
+        "{}: somebody else has let the guest run in the QEMU that it was on offer to; it stays there",
+        config_.name);
+    std::swap(vmm_, *heir);
     return {};
 }
 
@@ -167,14 +189,22 @@ Result<void> QemuDriver::take_owner(std::vector<QemuProcess> found, const handof
         guest_.reset();
         return std::move(runs).error().context("the QEMU that has the guest");
     }
+    // One that died between the end of an update's source and this has left it undone.
+    for (const Error& missed :
+        complete_places(vmm_, config_, guest_->arguments, Deadline::after(kAnswerTime)))
+        spdlog::warn("{}: {}", config_.name, missed.message);
     return {};
 }
 
-Result<void> QemuDriver::launch(const Shelter& shelter) {
+Result<void> QemuDriver::check_nobody_lives() const {
     TRY(folder_.make());
     TRY_ASSIGN(const bool nobody, folder_.nobody_lives(Deadline::after(kOthersEndTime)));
-    if (!nobody)
-        return Error(ErrorCode::kBusy, "a QEMU of this VM lives; a second one is not started beside it");
+    if (nobody) return {};
+    return Error(ErrorCode::kBusy, "a QEMU of this VM lives; a second one is not started beside it");
+}
+
+Result<void> QemuDriver::launch(const Shelter& shelter) {
+    TRY(check_nobody_lives());
     TRY_ASSIGN(const OpenBinary binary, OpenBinary::open(config_.vmm_binary));
     auto started = start_pinned(binary, shelter);
     if (started) return started;
@@ -187,7 +217,7 @@ Result<void> QemuDriver::start_pinned(const OpenBinary& binary, const Shelter& s
     const Deadline deadline = Deadline::after(kLaunchTime);
     TRY_ASSIGN(std::string wanted, pinned_machine(config_, paths_));
     for (;;) {
-        TRY_ASSIGN(guest_, QemuGuest::create(config_, paths_, wanted));
+        TRY_ASSIGN(guest_, QemuGuest::create(config_, paths_, wanted, RamSpace::kSetAside));
         TRY_ASSIGN(vmm_, QemuProcess::spawn(binary, guest_->arguments, QemuProcess::Role::kFirst, kFirst,
                              folder_, guest_->fds(), deadline, -1));
         if (!config_.qemu.command_line.empty()) break; // it says exactly which
@@ -198,9 +228,16 @@ Result<void> QemuDriver::start_pinned(const OpenBinary& binary, const Shelter& s
         vmm_.kill();
         guest_.reset();
     }
-    if (config_.qemu.command_line.empty()) TRY(pin_machine(config_, paths_, wanted));
+    if (config_.qemu.command_line.empty()) {
+        TRY(pin_machine(config_, paths_, wanted));
+        TRY_ASSIGN(const bool deprecated, is_deprecated(vmm_, wanted, deadline));
+        if (deprecated)
+            spdlog::warn("{}: {}", config_.name, deprecation_note(wanted, vmm_.monitor().version()));
+    }
     shelter({vmm_.pid(), vmm_.pidfd(), vmm_.monitor_file()});
     TRY(attach_console(vmm_, guest_->console_backend(), deadline));
+    const auto missed = complete_places(vmm_, config_, guest_->arguments, deadline);
+    if (!missed.empty()) return missed.front();
     if (!guest_->baton->claim(kFirst)) return Error(ErrorCode::kInternal, "a fresh baton is not free");
     return make_run(vmm_, deadline);
 }
@@ -253,12 +290,18 @@ bool QemuDriver::ask_to_end() {
 
 void QemuDriver::end(Deadline deadline) {
     vmm_.end(deadline);
-    guest_.reset();
+    drop_guest();
 }
 
 // In order, as far as QEMU lets one: it has images to close.
 void QemuDriver::kill() {
     vmm_.end(Deadline::after(kQuitTime));
+    drop_guest();
+}
+
+void QemuDriver::drop_guest() {
+    if (!guest_) return;
+    drop(std::move(*guest_));
     guest_.reset();
 }
 
@@ -270,6 +313,14 @@ std::vector<handoff::FdToSend> QemuDriver::keepsakes() const {
     return all;
 }
 
+// The image that a clone's RAM is mapped out of.
+std::string QemuDriver::ram_origin() const {
+    if (!guest_ || !guest_->ram || !maps_ram_privately(guest_->arguments)) return {};
+    std::error_code problem;
+    return std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(guest_->ram.get()), problem)
+        .string();
+}
+
 UpdateResult QemuDriver::update(UpdateRequest request, std::string id, const UpdateHooks& hooks) {
     QemuUpdate update({config_, folder_, *guest_, vmm_, hooks}, std::move(request), std::move(id));
     UpdateResult result;
@@ -278,14 +329,16 @@ UpdateResult QemuDriver::update(UpdateRequest request, std::string id, const Upd
     return result;
 }
 
-Result<SaveReport> QemuDriver::save(SaveRequest, const UpdateHooks&) {
-    return Error(
-        ErrorCode::kUnsupported, "guests of QEMU cannot be saved; only those of the native driver can");
+Result<SaveReport> QemuDriver::save(SaveRequest request, const UpdateHooks& hooks) {
+    return QemuSave({config_, folder_, *guest_, vmm_, hooks}, std::move(request)).run();
 }
 
-Result<RestoreReport> QemuDriver::restore(const RestoreRequest&, const Shelter&) {
-    return Error(
-        ErrorCode::kUnsupported, "guests of QEMU cannot be restored; only those of the native driver can");
+Result<RestoreReport> QemuDriver::restore(const RestoreRequest& request, const Shelter& shelter) {
+    TRY(check_nobody_lives());
+    TRY_ASSIGN(RestoredQemu restored, QemuRestore({config_, paths_, folder_, shelter}, request).run());
+    guest_ = std::move(restored.guest);
+    vmm_ = std::move(restored.vmm);
+    return restored.report;
 }
 
 } // namespace liveupdate::supervisor::qemu

@@ -20,8 +20,8 @@ public:
     Result<Adoption> adopt(const handoff::NamedFds& kept) override;
     Result<void> launch(const Shelter& shelter) override;
     Result<RestoreReport> restore(const RestoreRequest& request, const Shelter& shelter) override;
-    std::optional<uint64_t> ram_to_fill() override { return 0; }
-    std::string ram_origin() const override { return ""; } // it cannot be restored
+    std::optional<RamToCome> ram_to_come() override { return RamToCome{}; }
+    std::string ram_origin() const override;
     RunningVmm running() const override;
     std::vector<int> watched() const override;
     bool take_news(std::deque<GuestNews>& news) override;
@@ -35,11 +35,14 @@ public:
     Result<SaveReport> save(SaveRequest request, const UpdateHooks& hooks) override;
 
 private:
+    Result<void> check_nobody_lives() const;
     Result<void> start_pinned(const OpenBinary& binary, const Shelter& shelter);
     Result<void> take_owner(std::vector<QemuProcess> found, const handoff::NamedFds& kept);
     Result<void> find_owner(std::vector<QemuProcess>& found, const handoff::NamedFds& kept);
     Result<void> find_heir(std::vector<QemuProcess>& found);
+    Result<void> see_whether_heir_runs(std::vector<QemuProcess>& found);
     Result<void> look_at_status(std::deque<GuestNews>& news);
+    void drop_guest();
 
     const VmConfig& config_;
     const Paths& paths_;

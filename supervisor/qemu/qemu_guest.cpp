@@ -9,6 +9,8 @@
 #include "handoff/base/fd.hpp"
 #include "supervisor/guest_files.hpp"
 #include "supervisor/qemu/command_line.hpp"
+#include "supervisor/qemu/listening_plan.hpp"
+#include "supervisor/qemu/listening_sockets.hpp"
 #include "supervisor/qemu/run_state.hpp"
 #include "supervisor/tap.hpp"
 
@@ -36,8 +38,8 @@ std::vector<int> device_numbers(const std::vector<std::string>& arguments) {
 
 } // namespace
 
-Result<void> QemuGuest::make_baton() {
-    TRY_ASSIGN(baton_fd, handoff::Baton::create_segment());
+Result<void> QemuGuest::make_baton(uint32_t epoch) {
+    TRY_ASSIGN(baton_fd, handoff::Baton::create_segment(epoch));
     return map_baton();
 }
 
@@ -48,7 +50,7 @@ Result<void> QemuGuest::map_baton() {
 }
 
 Result<QemuGuest> QemuGuest::create(
-    const VmConfig& config, const Paths& paths, const std::string& machine_type) {
+    const VmConfig& config, const Paths& paths, const std::string& machine_type, RamSpace space) {
     QemuGuest guest;
     guest.arguments = config.qemu.command_line;
     if (!guest.arguments.empty()) {
@@ -57,23 +59,44 @@ Result<QemuGuest> QemuGuest::create(
     }
     const MemoryConfig& memory = config.memory.front();
     if (memory.backing != Backing::kPrivate) {
+        TRY(check_ram_folder(memory));
         TRY_ASSIGN(handoff::RamBlock block,
             handoff::create_ram_block(kRamId, ram_kind(memory.backing), memory.size, memory.directory));
+        if (space == RamSpace::kSetAside) TRY(handoff::set_space_aside(block));
         guest.ram = std::move(block.file);
     }
-    TRY(guest.make_baton());
+    guest.arguments = guest_arguments(config, machine_type);
+    TRY(guest.open_devices(config, paths));
+    return guest;
+}
+
+Result<QemuGuest> QemuGuest::create_clone(
+    const VmConfig& config, const Paths& paths, const std::string& machine_type, UniqueFd image) {
+    QemuGuest guest;
+    guest.ram = std::move(image);
+    guest.arguments = guest_arguments(config, machine_type, RamMapping::kPrivate);
+    TRY(guest.open_devices(config, paths));
+    return guest;
+}
+
+Result<void> QemuGuest::open_devices(const VmConfig& config, const Paths& paths) {
+    TRY(make_baton());
     handoff::NamedFds console;
     TRY(open_console(config, paths, console));
-    if (console["console"]) guest.devices[kConsoleFd] = std::move(console["console"]);
-    if (console["console-slave"]) guest.devices[kConsoleSlaveFd] = std::move(console["console-slave"]);
+    if (console["console"]) devices[kConsoleFd] = std::move(console["console"]);
+    if (console["console-slave"]) devices[kConsoleSlaveFd] = std::move(console["console-slave"]);
     for (size_t i = 0; i < config.nets.size(); ++i) {
         if (config.nets[i].type != NetType::kTap) continue;
         // With headers, a QEMU that merely starts would set their size in the tap that another one uses.
         TRY_ASSIGN(OpenTap tap, open_tap(config.nets[i].tap, 1, TapHeaders::kNone));
-        guest.devices[kFirstNetFd + static_cast<int>(i)] = std::move(tap.queues.front());
+        devices[kFirstNetFd + static_cast<int>(i)] = std::move(tap.queues.front());
     }
-    guest.arguments = guest_arguments(config, machine_type);
-    return guest;
+    TRY_ASSIGN(ListeningPlan plan, plan_listening(config.qemu.extra_args));
+    for (size_t i = 0; i < plan.sockets.size(); ++i) {
+        TRY_ASSIGN(devices[kFirstListeningFd + static_cast<int>(i)], listen_at(plan.sockets[i]));
+    }
+    arguments.insert(arguments.end(), plan.arguments.begin(), plan.arguments.end());
+    return {};
 }
 
 Result<bool> QemuGuest::take_word(QemuProcess& process, const handoff::NamedFds& kept, Deadline deadline) {
@@ -114,6 +137,11 @@ Result<std::optional<QemuGuest>> QemuGuest::from(
     for (const int number : device_numbers(guest.arguments)) {
         TRY_ASSIGN(guest.devices[number], process.take_fd(number == kConsoleFd ? kConsoleKeptFd : number));
     }
+    // A device that was taken out of the running QEMU has closed its own; the next QEMU says that it lacks
+    // it.
+    for (const int number : listening_numbers(guest.arguments))
+        if (auto socket = process.take_fd(number); socket && listens_for_guest(socket->get()))
+            guest.devices[number] = std::move(*socket);
     // Of a pty alone; a console that is a file has none.
     if (guest.devices.contains(kConsoleFd))
         if (auto slave = process.take_fd(kConsoleSlaveFd)) guest.devices[kConsoleSlaveFd] = std::move(*slave);
@@ -137,6 +165,20 @@ std::vector<ChildFd> QemuGuest::fds() const {
     if (const auto console = devices.find(kConsoleFd); console != devices.end())
         all.push_back({console->second.get(), kConsoleKeptFd});
     return all;
+}
+
+std::vector<std::string> QemuGuest::socket_paths() const {
+    std::vector<std::string> paths;
+    for (auto each = devices.lower_bound(kFirstListeningFd); each != devices.end(); ++each)
+        if (std::string path = path_of(each->second.get()); !path.empty()) paths.push_back(std::move(path));
+    return paths;
+}
+
+void drop(QemuGuest guest) {
+    const std::vector<std::string> sockets = guest.socket_paths();
+    guest.devices.clear();
+    for (const std::string& path : sockets)
+        remove_dead_socket(path);
 }
 
 Result<std::string> pinned_machine(const VmConfig& config, const Paths& paths) {

@@ -17,18 +17,27 @@
 
 namespace liveupdate::supervisor::qemu {
 
+// Whether the RAM that a guest is made with is the one that it will have, for which the disk must have room.
+enum class RamSpace { kSetAside, kOfAnother };
+
 struct QemuGuest {
-    UniqueFd ram;                    // none when it is private to each QEMU
-    std::map<int, UniqueFd> devices; // console and taps, by the numbers that each QEMU has them under
+    UniqueFd ram; // none when it is private to each QEMU; of a clone the image that it is mapped out of
+    // Console, taps and sockets of devices that listen, by the numbers that each QEMU has them under.
+    std::map<int, UniqueFd> devices;
     UniqueFd baton_fd;
     // Moved by the supervisor alone, on behalf of the QEMUs, which know nothing of it: a QEMU is let run the
     // guest only once the word names it.
     std::unique_ptr<handoff::Baton> baton;
     std::vector<std::string> arguments;
 
-    // Fresh RAM, a free word, an opened console, attached taps.
+    // Fresh RAM, a free word, an opened console, attached taps, sockets that listen.
     static Result<QemuGuest> create(
-        const VmConfig& config, const Paths& paths, const std::string& machine_type);
+        const VmConfig& config, const Paths& paths, const std::string& machine_type, RamSpace space);
+    // The same with RAM that is mapped privately out of `image`, which nobody writes to.
+    static Result<QemuGuest> create_clone(
+        const VmConfig& config, const Paths& paths, const std::string& machine_type, UniqueFd image);
+    // Another free word; the epoch of whoever holds it first follows `epoch`.
+    Result<void> make_baton(uint32_t epoch = 0);
     // From a QEMU that has it; whether that one owns the guest is in the word. One that somebody else has
     // started has no word: it is what the service manager has kept, else a new one that names this QEMU, or
     // nothing, when this QEMU has given the guest away. kBusy: it runs the guest, and may not.
@@ -41,13 +50,19 @@ struct QemuGuest {
 
     // Borrowed, for each QEMU of the guest.
     std::vector<ChildFd> fds() const;
+    // Paths of sockets of devices that listen.
+    std::vector<std::string> socket_paths() const;
 
 private:
-    Result<void> make_baton();
     Result<void> map_baton();
+    // A free word as well; adds extra_args, with the sockets' numbers, to the arguments.
+    Result<void> open_devices(const VmConfig& config, const Paths& paths);
     // Of one that somebody else has started. False: the guest is not its own any more.
     Result<bool> take_word(QemuProcess& process, const handoff::NamedFds& kept, Deadline deadline);
 };
+
+// Of a guest that no QEMU has any more: its sockets' files go, too.
+void drop(QemuGuest guest);
 
 // The machine type that this guest is pinned to, from the VM's state folder; the one that the VM file asks
 // for when there is none, or when it was pinned for another.

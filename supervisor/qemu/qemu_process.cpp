@@ -11,13 +11,13 @@
 #include <cerrno>
 #include <charconv>
 #include <filesystem>
-#include <fstream>
 #include <optional>
-#include <sstream>
 
 #include "handoff/base/fd.hpp"
+#include "handoff/base/listening.hpp"
 #include "supervisor/kept_vmms.hpp"
 #include "supervisor/qemu/adopted.hpp"
+#include "supervisor/qemu/options.hpp"
 
 namespace liveupdate::supervisor::qemu {
 namespace {
@@ -31,14 +31,6 @@ constexpr std::string_view kDeleted = " (deleted)";
 constexpr const char* kMonitorOption = "-qmp"; // the first of the arguments that belong to one process
 constexpr std::string_view kUnix = "unix:";
 constexpr std::string_view kListens = ",server=on,wait=off";
-
-// Commas of a value are doubled in QEMU's option syntax.
-std::string with_commas_doubled(const std::string& value) {
-    std::string text;
-    for (const char c : value)
-        text.append(c == ',' ? 2 : 1, c);
-    return text;
-}
 
 // Of "qmp-N.sock", whatever the kernel says after it of a file that was removed.
 std::optional<handoff::Participant> participant_of(std::string_view name) {
@@ -65,22 +57,6 @@ bool ended(int pidfd) {
     pollfd polled{pidfd, POLLIN, 0};
     ::poll(&polled, 1, static_cast<int>(std::chrono::milliseconds(kCloseTime).count()));
     return fd::process_gone(pidfd);
-}
-
-// As the kernel tells it in /proc/net/unix, without a connection: NUM REFS PROTOCOL FLAGS TYPE STATE INODE
-// PATH.
-bool is_listening(const std::string& path) {
-    constexpr unsigned long kAcceptsConnections = 0x10000; // __SO_ACCEPTCON
-    std::ifstream table("/proc/net/unix");
-    for (std::string line; std::getline(table, line);) {
-        if (!line.ends_with(" " + path)) continue;
-        std::istringstream words(line);
-        std::string skipped;
-        unsigned long flags = 0;
-        if (words >> skipped >> skipped >> skipped >> std::hex >> flags && (flags & kAcceptsConnections) != 0)
-            return true;
-    }
-    return false;
 }
 
 std::vector<std::string> cpr_channels(const MonitorFolder& folder) {

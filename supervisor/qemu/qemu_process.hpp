@@ -20,12 +20,13 @@ namespace liveupdate::supervisor::qemu {
 
 // Numbers of the descriptors that every QEMU of a guest has from us.
 inline constexpr int kRamFd = 10;
-inline constexpr int kBatonFd = 11;        // QEMU does not know it: its supervisors do
-inline constexpr int kLifeFd = 12;         // a shared flock(2): see LifeLock
-inline constexpr int kConsoleFd = 13;      // for -add-fd, which closes it: the number is QEMU's then
-inline constexpr int kConsoleSlaveFd = 14; // so that a pty lives on without its supervisor
-inline constexpr int kConsoleKeptFd = 15;  // the console again, for a later supervisor
-inline constexpr int kFirstNetFd = 20;     // taps, one each
+inline constexpr int kBatonFd = 11;          // QEMU does not know it: its supervisors do
+inline constexpr int kLifeFd = 12;           // a shared flock(2): see LifeLock
+inline constexpr int kConsoleFd = 13;        // for -add-fd, which closes it: the number is QEMU's then
+inline constexpr int kConsoleSlaveFd = 14;   // so that a pty lives on without its supervisor
+inline constexpr int kConsoleKeptFd = 15;    // the console again, for a later supervisor
+inline constexpr int kFirstNetFd = 20;       // taps, one each
+inline constexpr int kFirstListeningFd = 40; // of devices that listen: listening_plan.hpp
 
 // The folder of a guest's monitors: mode 0700, since who speaks to a monitor owns the guest.
 class MonitorFolder {

@@ -3,6 +3,8 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <utility>
+
 #include "supervisor/qemu/command_line.hpp"
 #include "supervisor/qemu/compare.hpp"
 #include "supervisor/qemu/offers.hpp"
@@ -24,10 +26,6 @@ constexpr auto kNoWayBackTime = std::chrono::seconds(60); // for a destination t
 constexpr auto kCloseTime = std::chrono::seconds(1);      // between the end of a monitor and of its process
 constexpr auto kProbationStep = std::chrono::milliseconds(100);
 
-handoff::Participant next_participant(handoff::Participant current) {
-    return static_cast<handoff::Participant>(current % handoff::kMaxParticipant + 1);
-}
-
 } // namespace
 
 QemuUpdate::QemuUpdate(Context context, UpdateRequest request, std::string id)
@@ -43,6 +41,7 @@ UpdateRecord QemuUpdate::run() {
         TRY(switch_over());
         TRY(commit());
         TRY(fetch_pages());
+        move_places();
         TRY(watch_probation());
         return {};
     }();
@@ -68,8 +67,8 @@ Result<void> QemuUpdate::negotiate() {
 Result<void> QemuUpdate::spawn_destination(QemuProcess::Role role) {
     destination_.kill();
     TRY_ASSIGN(destination_, QemuProcess::spawn(request_.binary, at_.guest.arguments, role,
-                                 next_participant(at_.source.participant()), at_.folder, at_.guest.fds(),
-                                 deadline_, at_.hooks.cancel_fd));
+                                 handoff::next_participant(at_.source.participant()), at_.folder,
+                                 at_.guest.fds(), deadline_, at_.hooks.cancel_fd));
     at_.hooks.shelter({destination_.pid(), destination_.pidfd(), destination_.monitor_file()});
     return {};
 }
@@ -80,6 +79,9 @@ Result<void> QemuUpdate::check_source() {
     TRY_ASSIGN(const RunState state, run_state(at_.source, deadline).context("the source"));
     if (!state.running)
         return Error(ErrorCode::kRefused, "the guest does not run: QEMU says it is " + state.status);
+    auto places = places_of(at_.source, at_.config, at_.guest.arguments, deadline);
+    if (!places) return std::move(places).error().context("the source");
+    places_ = std::move(*places);
     return check_disks(at_.source, deadline);
 }
 
@@ -106,6 +108,13 @@ Result<void> QemuUpdate::choose() {
     return {};
 }
 
+Result<void> QemuUpdate::warn_of_deprecation() {
+    TRY_ASSIGN(const std::string type, machine_type(destination_, deadline_));
+    TRY_ASSIGN(const bool deprecated, is_deprecated(destination_, type, deadline_));
+    if (deprecated) log_.record().notes.push_back(deprecation_note(type, destination_.monitor().version()));
+    return {};
+}
+
 // The destination that is compared waits for nobody yet. One of cpr-transfer cannot be asked anything before
 // the source migrates to it, so it is another process, of the same binary and arguments.
 Result<void> QemuUpdate::prepare() {
@@ -113,6 +122,7 @@ Result<void> QemuUpdate::prepare() {
     const int cancel = at_.hooks.cancel_fd;
     TRY(choose());
     TRY(compare_guests(at_.source, destination_, deadline_, cancel));
+    TRY(warn_of_deprecation().context("the destination"));
     const Way way = transfer_->way();
     TRY(set_capabilities(at_.source, way, deadline_, cancel).context("the source"));
     TRY(set_capabilities(destination_, way, deadline_, cancel).context("the destination"));
@@ -218,6 +228,14 @@ Result<void> QemuUpdate::fetch_pages() {
     return {};
 }
 
+// The source has ended, and listens no more. A guest that cannot be reached is no reason to end it.
+void QemuUpdate::move_places() {
+    if (!destination_.alive()) return;
+    const MovedPlaces places = std::exchange(places_, {}); // once
+    for (const Error& missed : give_places(destination_, places, Deadline::after(kAnswerTime)))
+        log_.record().notes.push_back(missed.message);
+}
+
 Result<void> QemuUpdate::watch_probation() {
     TRY(reach(Phase::kProbation));
     const Deadline end = Deadline::after(at_.config.probation);
@@ -257,13 +275,14 @@ Outcome QemuUpdate::outcome_before_pause(const Error& error) const {
 
 void QemuUpdate::end_with(const Error& error) {
     log_.record().reason = error.message;
+    see_whether_it_ran();
     if (ran_) return end_after_commit(error);
     const bool died = destination_ && !destination_.alive();
     // First of all: what is gone cannot run the guest, and a migration to it is over.
     destination_.kill();
     if (const auto& how = destination_.how_it_ended(); died && error.message.find(how) == std::string::npos)
         log_.record().reason += " (the destination " + how + ")";
-    if (!at_.source.alive() || pages_are_lost()) {
+    if (!at_.source.alive() || pages_are_lost() || has_resumed()) {
         log_.record().outcome = Outcome::kLost;
         lose(error);
         log_.enter(Phase::kFailed);
@@ -282,13 +301,30 @@ void QemuUpdate::end_with(const Error& error) {
     log_.enter(Phase::kAbandoned);
 }
 
+// QEMU says so before any vCPU runs, and what it said stays when it has ended.
+bool QemuUpdate::has_resumed() {
+    if (!offered_ || !transfer_) return false;
+    transfer_->look_at_destination();
+    return transfer_->resumed_us().has_value();
+}
+
+// Whoever speaks to a second monitor of the guest's may have let it run before the commit.
+void QemuUpdate::see_whether_it_ran() {
+    if (ran_ || !has_resumed()) return;
+    const bool owns = at_.guest.baton->read().owner == destination_.participant();
+    if (!owns && !at_.guest.baton->take(destination_.participant())) return;
+    ran_ = true;
+    log_.record().reason += " (but somebody else had let the destination run the guest, and it stays there)";
+}
+
 // The destination has run the guest: what the source has is old, or not all of it.
 void QemuUpdate::end_after_commit(const Error& error) {
     if (!transfer_->finished() && !transfer_->settle_without_source(Deadline::after(kNoWayBackTime)))
         destination_.kill(); // it lacks pages
+    at_.source.kill();
+    move_places();
     const bool lives = destination_.alive();
     log_.record().outcome = lives ? Outcome::kFailed : Outcome::kLost;
-    at_.source.kill();
     at_.source = std::move(destination_);
     if (!lives) lose(error);
     log_.enter(Phase::kFailed);

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "supervisor/guest_driver.hpp"
+#include "supervisor/qemu/moved_places.hpp"
 #include "supervisor/qemu/qemu_guest.hpp"
 #include "supervisor/qemu/transfer.hpp"
 #include "supervisor/update_log.hpp"
@@ -43,15 +44,19 @@ private:
     Result<void> commit();
     Result<void> let_run();
     Result<void> fetch_pages();
+    void move_places();
     Result<void> watch_probation();
     void complete();
 
     Result<void> check_source();
     Result<void> spawn_destination(QemuProcess::Role role);
     Result<void> choose();
+    Result<void> warn_of_deprecation();
     Result<void> await_transfer();
     Result<void> look();
     void end_with(const Error& error);
+    bool has_resumed();
+    void see_whether_it_ran();
     void end_after_commit(const Error& error);
     void lose(const Error& error);
     bool pages_are_lost();
@@ -65,6 +70,7 @@ private:
     Deadline deadline_;
     QemuProcess destination_;
     std::optional<Transfer> transfer_;
+    MovedPlaces places_; // the source's
     bool offered_ = false;
     bool ran_ = false; // the destination may have executed guest code
     std::optional<OpenBinary> previous_;

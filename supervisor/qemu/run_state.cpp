@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "supervisor/qemu/command_line.hpp"
 
 namespace liveupdate::supervisor::qemu {
@@ -32,6 +34,19 @@ Result<std::string> machine_type(QemuProcess& qemu, Deadline deadline) {
     constexpr std::string_view kSuffix = "-machine";
     if (!type.ends_with(kSuffix)) return Error(ErrorCode::kProtocol, "QEMU tells no machine type");
     return type.substr(0, type.size() - kSuffix.size());
+}
+
+Result<bool> is_deprecated(QemuProcess& qemu, const std::string& machine_type, Deadline deadline) {
+    TRY_ASSIGN(const nlohmann::json machines, qemu.execute("query-machines", nullptr, deadline));
+    return std::any_of(machines.begin(), machines.end(), [&](const auto& machine) {
+        return word_in(machine, "name") == machine_type &&
+               machine.value("deprecated", nlohmann::json()) == true;
+    });
+}
+
+std::string deprecation_note(const std::string& machine_type, const std::string& qemu_version) {
+    return "the machine type '" + machine_type + "' is deprecated in QEMU " + qemu_version +
+           ": a later release may be without it; plan a restart with another one";
 }
 
 Result<std::string> migration_status(QemuProcess& qemu, Deadline deadline) {

@@ -18,6 +18,11 @@ Result<RunState> run_state(QemuProcess& qemu, Deadline deadline);
 // "pc-q35-7.2" of a QEMU that was asked for "q35".
 Result<std::string> machine_type(QemuProcess& qemu, Deadline deadline);
 
+// Whether a later QEMU may be without the machine type that this one has.
+Result<bool> is_deprecated(QemuProcess& qemu, const std::string& machine_type, Deadline deadline);
+// What is said of it.
+std::string deprecation_note(const std::string& machine_type, const std::string& qemu_version);
+
 // Of its last or present migration: "active", "completed", "failed"; empty when it has had none.
 Result<std::string> migration_status(QemuProcess& qemu, Deadline deadline);
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "supervisor/qemu/run_state.hpp"
+#include "supervisor/qemu/state_stream.hpp"
 
 namespace liveupdate::supervisor::qemu {
 namespace {
@@ -33,6 +34,9 @@ Result<void> set_capabilities(QemuProcess& qemu, Way way, Deadline deadline, int
 Result<void> back_to_common_mode(QemuProcess& qemu, Deadline deadline, int cancel_fd) {
     const auto set = qemu.execute("migrate-set-parameters", {{"mode", "normal"}}, deadline, cancel_fd);
     if (!set && set.error().code != ErrorCode::kRefused) return set.error(); // before 8.2 there is no other
+    // Of a save whose supervisor has died; before 9.0 there is no such capability.
+    const auto off = set_mapped_ram(qemu, deadline, false);
+    if (!off && off.error().code != ErrorCode::kRefused) return off.error();
     return {};
 }
 

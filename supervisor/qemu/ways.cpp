@@ -53,6 +53,9 @@ std::string lacking(const Row& row, const Offer& offer) {
 }
 
 std::string obstacle(const Row& row, const Offer& source, const Offer& destination, const GuestFacts& guest) {
+    if (guest.ram == RamPlace::kCopied && row.ram == Ram::kApart)
+        return "the guest's RAM is a file mapped privately (share=off), as a clone's is, and QEMU would take "
+               "out of that file what it has moved";
     if (row.ram == Ram::kApart && guest.ram != RamPlace::kApart)
         return "both QEMUs map the guest's RAM: moving it would destroy it";
     if (row.ram == Ram::kInFiles && guest.ram != RamPlace::kInFiles)

@@ -34,6 +34,7 @@ enum class RamPlace {
     kInFiles, // it does
     kMixed,   // of some blocks
     kApart,   // it makes its own
+    kCopied,  // it maps the same file, and what the guest has written is private to this one
 };
 
 // What a guest has become by its start.

@@ -7,8 +7,6 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
-#include <sstream>
 #include <thread>
 
 #include "handoff/shared_memory.hpp"
@@ -16,6 +14,7 @@
 #include "tests/bench/gaps.hpp"
 #include "tests/support/command.hpp"
 #include "tests/support/live_vm.hpp"
+#include "tests/support/memory_use.hpp"
 #include "tests/support/origin_ram.hpp"
 
 namespace {
@@ -33,18 +32,6 @@ struct Settings {
 };
 
 constexpr unsigned kFilledFromMib = 32;
-
-// Kilobytes, of one line of /proc/PID/status.
-uint64_t status_kib(pid_t pid, const std::string& wanted) {
-    std::ifstream status("/proc/" + std::to_string(pid) + "/status");
-    for (std::string line; std::getline(status, line);) {
-        std::istringstream words(line);
-        std::string key;
-        uint64_t kib = 0;
-        if (words >> key >> kib && key == wanted) return kib;
-    }
-    return 0;
-}
 
 Result<void> run(const std::vector<std::string>& arguments) {
     std::vector<std::string> command = {program("liveupdate")};
@@ -131,9 +118,9 @@ Result<void> many(const Settings& s) {
         TRY_ASSIGN(const UniqueFd file, ram_file_of(own_pid));
         const auto mib = [](uint64_t kib) { return static_cast<double>(kib) / 1024; };
         guest.push_back(mib(bytes_in(file.get()) / 1024));
-        vmm.push_back(mib(status_kib(vmm_pid, "RssAnon:")));
-        supervisor.push_back(mib(status_kib(own_pid, "RssAnon:")));
-        tables.push_back(mib(status_kib(vmm_pid, "VmPTE:") + status_kib(own_pid, "VmPTE:")));
+        vmm.push_back(mib(kib_of(vmm_pid, "status", "RssAnon")));
+        supervisor.push_back(mib(kib_of(own_pid, "status", "RssAnon")));
+        tables.push_back(mib(kib_of(vmm_pid, "status", "VmPTE") + kib_of(own_pid, "status", "VmPTE")));
         sum.push_back(guest.back() + vmm.back() + supervisor.back());
     }
     TRY(run(names));

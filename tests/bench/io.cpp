@@ -13,8 +13,8 @@ namespace {
 using namespace liveupdate;
 using namespace liveupdate::tests;
 
-const std::vector<std::string> kParts = {
-    "driver", "disk", "network", "driver_recovery", "disk_recovery", "network_recovery", "slow_disk"};
+const std::vector<std::string> kParts = {"driver", "network_driver", "disk", "network", "driver_recovery",
+    "network_driver_recovery", "disk_recovery", "network_recovery", "slow_disk"};
 
 // What a part needs and this machine has not.
 std::string why_not(const std::string& part) {
@@ -23,7 +23,7 @@ std::string why_not(const std::string& part) {
     if (part.find("recovery") == std::string::npos) reasons.push_back(why_no_qemu());
     if (part.starts_with("disk") || part.starts_with("driver")) reasons.push_back(LoopDevice::why_none());
     if (part.starts_with("network")) reasons.push_back(NetNamespace::why_none());
-    if (part.starts_with("network") || part.starts_with("disk")) reasons.push_back(why_no_linux());
+    if (part.find("driver") == std::string::npos && part != "slow_disk") reasons.push_back(why_no_linux());
     for (const std::string& reason : reasons)
         if (!reason.empty()) return reason;
     return {};
@@ -46,9 +46,11 @@ int main(int argc, char** argv) {
     }
     const std::map<std::string, std::function<Result<void>()>> run = {
         {"driver", [&] { return bench_disk_driver(rounds); }},
+        {"network_driver", [&] { return bench_network_driver(rounds); }},
         {"disk", [&] { return bench_throughput(Load::kDisk, rounds, vcpus); }},
         {"network", [&] { return bench_throughput(Load::kNetwork, rounds, vcpus); }},
         {"driver_recovery", [&] { return bench_driver_recovery(updates); }},
+        {"network_driver_recovery", [&] { return bench_network_driver_recovery(updates); }},
         {"disk_recovery", [&] { return bench_recovery(Load::kDisk, updates, vcpus); }},
         {"network_recovery", [&] { return bench_recovery(Load::kNetwork, updates, vcpus); }},
         {"slow_disk", [&] { return bench_slow_disk(updates); }},

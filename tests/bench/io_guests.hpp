@@ -46,4 +46,29 @@ private:
     std::optional<Meter> meter_;
 };
 
+// network.elf with its pump: echo requests of `payload` bytes to the host's kernel, 64 in flight.
+class NetworkGuest {
+public:
+    // kUpdatable: a QEMU's tap is open before it is, as its own update needs it, and without virtio's
+    // headers.
+    enum class Purpose { kThroughput, kUpdatable };
+    static Result<std::unique_ptr<NetworkGuest>> start(Runner runner, unsigned payload, Purpose purpose);
+    const Meter& meter() const { return *meter_; } // of packets
+    LiveVm& vm() { return *vm_; }                  // of Runner::kSupervisor
+    QemuVm& qemu() { return *qemu_; }              // of Runner::kQemu
+    // Asks the guest for quiet: no error, and each request answered once and in order.
+    Result<void> check();
+
+private:
+    NetworkGuest() = default;
+    ::tests::guests::Report& report();
+    Result<void> start_qemu(const std::string& cmdline, Purpose purpose);
+    Result<void> start_ours(const std::string& cmdline);
+    std::unique_ptr<NetNamespace> network_;
+    UniqueFd tap_;
+    std::unique_ptr<LiveVm> vm_;
+    std::unique_ptr<QemuVm> qemu_;
+    std::optional<Meter> meter_;
+};
+
 } // namespace liveupdate::tests

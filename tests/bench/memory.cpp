@@ -4,20 +4,17 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
-#include <sstream>
 #include <thread>
 
 #include "tests/support/live_vm.hpp"
 #include "tests/support/memory_use.hpp"
 #include "tests/support/other_qemu.hpp"
+#include "tests/support/private_ram.hpp"
 
 namespace {
 
 using namespace liveupdate;
 using namespace liveupdate::tests;
-namespace fs = std::filesystem;
 
 struct Usage {
     uint64_t anonymous_kib = 0; // RssAnon: private to the process
@@ -25,35 +22,19 @@ struct Usage {
     uint64_t tables_kib = 0;    // VmPTE
 };
 
-Usage usage_of(const std::string& pid) {
-    Usage usage;
-    std::ifstream status("/proc/" + pid + "/status");
-    for (std::string line; std::getline(status, line);) {
-        std::istringstream words(line);
-        std::string key;
-        uint64_t kib = 0;
-        words >> key >> kib;
-        if (key == "RssAnon:") usage.anonymous_kib = kib;
-        if (key == "RssFile:") usage.files_kib = kib;
-        if (key == "VmPTE:") usage.tables_kib = kib;
-    }
-    return usage;
+Usage usage_of(pid_t pid) {
+    return {
+        kib_of(pid, "status", "RssAnon"), kib_of(pid, "status", "RssFile"), kib_of(pid, "status", "VmPTE")};
 }
 
 // The supervisor and its children.
 Usage usage_of_vm(pid_t supervisor) {
-    Usage sum = usage_of(std::to_string(supervisor));
-    // A child belongs to the thread that started it.
-    std::error_code ignored;
-    for (const auto& task :
-        fs::directory_iterator("/proc/" + std::to_string(supervisor) + "/task", ignored)) {
-        std::ifstream children(task.path() / "children");
-        for (std::string pid; children >> pid;) {
-            const Usage u = usage_of(pid);
-            sum.anonymous_kib += u.anonymous_kib;
-            sum.files_kib += u.files_kib;
-            sum.tables_kib += u.tables_kib;
-        }
+    Usage sum = usage_of(supervisor);
+    for (const pid_t pid : children_of(supervisor)) {
+        const Usage u = usage_of(pid);
+        sum.anonymous_kib += u.anonymous_kib;
+        sum.files_kib += u.files_kib;
+        sum.tables_kib += u.tables_kib;
     }
     return sum;
 }

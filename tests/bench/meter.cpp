@@ -23,15 +23,21 @@ uint64_t count_disk(const std::string& content, const std::string&) {
     return 512 * (fields[2] + fields[6]);
 }
 
-// Lines "NAME: bytes and 7 more of what was received, bytes and 7 more of what was sent".
-uint64_t count_network(const std::string& content, const std::string& name) {
+// Lines "NAME: bytes, packets and 6 more of what was received, the same of what was sent".
+uint64_t count_network(const std::string& content, const std::string& name, size_t field) {
     const auto line = content.find(name + ":");
     if (line == std::string::npos) return 0;
     std::istringstream numbers(content.substr(line + name.size() + 1));
-    std::array<uint64_t, 9> fields{};
-    for (uint64_t& field : fields)
-        numbers >> field;
-    return fields[0] + fields[8];
+    std::array<uint64_t, 10> fields{};
+    for (uint64_t& each : fields)
+        numbers >> each;
+    return fields[field] + fields[8 + field];
+}
+uint64_t count_bytes(const std::string& content, const std::string& name) {
+    return count_network(content, name, 0);
+}
+uint64_t count_packets(const std::string& content, const std::string& name) {
+    return count_network(content, name, 1);
 }
 
 } // namespace
@@ -41,10 +47,18 @@ Result<Meter> Meter::of(const LoopDevice& disk) {
     return Meter(std::move(file), disk.name(), count_disk);
 }
 
-Result<Meter> Meter::of(const NetNamespace& network) {
+Result<Meter> Meter::of_tap(const NetNamespace& network, Count how) {
     const NetNamespace::Stay stay(network); // the file goes on telling of the namespace it was opened in
     TRY_ASSIGN(UniqueFd file, fd::open("/proc/thread-self/net/dev", O_RDONLY));
-    return Meter(std::move(file), network.tap(), count_network);
+    return Meter(std::move(file), network.tap(), how);
+}
+
+Result<Meter> Meter::of(const NetNamespace& network) {
+    return of_tap(network, count_bytes);
+}
+
+Result<Meter> Meter::packets_of(const NetNamespace& network) {
+    return of_tap(network, count_packets);
 }
 
 std::string Meter::content() const {
@@ -53,20 +67,20 @@ std::string Meter::content() const {
     return n > 0 ? std::string(bytes.data(), static_cast<size_t>(n)) : std::string();
 }
 
-std::vector<double> rates(const Meter& meter, unsigned count, double seconds) {
+std::vector<double> rates(const Meter& meter, unsigned stretches, double seconds) {
     using Clock = std::chrono::steady_clock;
     std::vector<double> all;
     const auto step = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
     auto due = Clock::now();
     auto from = due;
-    uint64_t before = meter.bytes();
-    for (unsigned i = 0; i < count; ++i) {
+    uint64_t before = meter.count();
+    for (unsigned i = 0; i < stretches; ++i) {
         std::this_thread::sleep_until(due += step);
         const auto now = Clock::now();
-        const uint64_t bytes = meter.bytes();
+        const uint64_t counted = meter.count();
         const double passed = std::chrono::duration<double>(now - from).count();
-        all.push_back(static_cast<double>(bytes - before) / passed / 1e6);
-        before = bytes;
+        all.push_back(static_cast<double>(counted - before) / passed / 1e6);
+        before = counted;
         from = now;
     }
     return all;

@@ -16,14 +16,17 @@ class Meter {
 public:
     static Result<Meter> of(const LoopDevice& disk);
     static Result<Meter> of(const NetNamespace& network);
+    static Result<Meter> packets_of(const NetNamespace& network);
 
-    // Bytes so far, both ways: what the disk has completed, what was given to the tap and taken from it.
-    uint64_t bytes() const { return count_(content(), name_); }
+    // Bytes or packets so far, both ways: what the disk has completed, what was given to the tap and taken
+    // from it.
+    uint64_t count() const { return count_(content(), name_); }
 
 private:
     using Count = uint64_t (*)(const std::string& content, const std::string& name);
-    Meter(UniqueFd file, std::string name, Count count)
-        : file_(std::move(file)), name_(std::move(name)), count_(count) {}
+    Meter(UniqueFd file, std::string name, Count how)
+        : file_(std::move(file)), name_(std::move(name)), count_(how) {}
+    static Result<Meter> of_tap(const NetNamespace& network, Count how);
     std::string content() const;
 
     UniqueFd file_; // of /sys or /proc: each read from its beginning counts anew
@@ -31,7 +34,8 @@ private:
     Count count_;
 };
 
-// MB/s over each of `count` stretches of `seconds`, one after the other.
-std::vector<double> rates(const Meter& meter, unsigned count, double seconds);
+// MB/s, or millions of packets a second, over each of `stretches` stretches of `seconds`, one after the
+// other.
+std::vector<double> rates(const Meter& meter, unsigned stretches, double seconds);
 
 } // namespace liveupdate::tests

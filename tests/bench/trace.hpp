@@ -17,15 +17,16 @@ public:
     // Reads the meter, which outlives this, until it is destroyed.
     explicit Trace(const Meter& meter);
 
-    // MB/s between two moments that lie in the past and not before the trace's beginning.
+    // MB/s, or millions of packets a second, between two moments that lie in the past and not before the
+    // trace's beginning.
     double rate(Clock::time_point from, Clock::time_point to) const;
 
 private:
     struct Reading {
         Clock::time_point at;
-        double bytes;
+        double count;
     };
-    double bytes_at(Clock::time_point at) const;
+    double count_at(Clock::time_point at) const;
 
     const Meter& meter_;
     mutable std::mutex mutex_;

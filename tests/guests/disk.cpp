@@ -1,18 +1,16 @@
-// Disk guest: vCPU 0 drives the first virtio device, a block device, and keeps kDiskLanes requests in flight
-// at every moment, by polling. Each lane has blocks of its own on the disk, which it writes, reads again and
+// Disk guest: vCPU 0 drives the first block device, and keeps kDiskLanes requests in flight at every moment,
+// by polling. Each lane has blocks of its own on the disk, which it writes, reads again and
 // compares with what it wrote last. Other vCPUs do nothing.
 //
 // A request that comes back twice, or that nobody asked for, is an error, and so is one that never does: the
 // host sees it in `in_flight` after it has asked for quiet.
 //
-// Options: seed (1), flush (64: one request in so many is a flush; 0: none), mmio (0xd0000000) and mmio_slots
-// (1): where virtio's registers begin and at how many places 512 bytes apart the disk may be. QEMU's microvm
-// has 24 of them from 0xfeb00000.
+// Options: seed (1), flush (64: one request in so many is a flush; 0: none), and those of virtio.hpp.
 #include "tests/guests/runtime/cpu.hpp"
 #include "tests/guests/runtime/guest.hpp"
-#include "tests/guests/runtime/memory.hpp"
 #include "tests/guests/runtime/options.hpp"
 #include "tests/guests/runtime/status.hpp"
+#include "tests/guests/runtime/virtio.hpp"
 
 namespace tests::guests {
 
@@ -20,38 +18,15 @@ const GuestKind kGuestKind = GuestKind::kDisk;
 
 namespace {
 
-constexpr std::uint64_t kMmio = 0xd0000000;
-constexpr std::uint64_t kMmioStride = 512;
+constexpr std::uint32_t kDiskType = 2;
+constexpr std::uint32_t kFeatureFlush = 1 << 9;
 constexpr std::uint16_t kQueueSize = 128;
 constexpr std::uint16_t kPartsPerRequest = 3;
-constexpr std::uint16_t kNext = 1;
-constexpr std::uint16_t kDeviceWrites = 2;
 constexpr std::uint8_t kNoStatus = 0xff;
 constexpr std::uint32_t kRead = 0;
 constexpr std::uint32_t kWrite = 1;
 constexpr std::uint32_t kFlush = 4;
 
-struct Descriptor {
-    std::uint64_t address;
-    std::uint32_t length;
-    std::uint16_t flags;
-    std::uint16_t next;
-};
-struct Available {
-    std::uint16_t flags;
-    std::uint16_t index;
-    std::uint16_t ring[kQueueSize];
-    std::uint16_t used_event;
-};
-struct Used {
-    std::uint16_t flags;
-    std::uint16_t index;
-    struct {
-        std::uint32_t id;
-        std::uint32_t length;
-    } ring[kQueueSize];
-    std::uint16_t available_event;
-};
 struct RequestHeader {
     std::uint32_t type;
     std::uint32_t reserved;
@@ -67,22 +42,11 @@ struct Lane {
     volatile std::uint8_t status;
 };
 
-alignas(4096) Descriptor descriptors[kQueueSize];
-alignas(4096) volatile Available available;
-alignas(4096) volatile Used used;
+VirtQueue<kQueueSize> queue;
 alignas(4096) std::uint64_t buffers[kDiskLanes][kDiskBlockBytes / 8];
 Lane lanes[kDiskLanes];
-std::uint64_t registers; // of the disk
-std::uint16_t seen_used;
+VirtioDevice disk;
 std::uint64_t random_state;
-
-volatile std::uint32_t& reg(std::uint64_t offset) {
-    return *reinterpret_cast<volatile std::uint32_t*>(registers + offset);
-}
-
-std::uint64_t gpa_of(const volatile void* at) {
-    return reinterpret_cast<std::uint64_t>(at);
-}
 
 std::uint64_t random() {
     random_state ^= random_state << 13;
@@ -91,40 +55,10 @@ std::uint64_t random() {
     return random_state;
 }
 
-void set_address(std::uint64_t offset, const volatile void* at) {
-    reg(offset) = static_cast<std::uint32_t>(gpa_of(at));
-    reg(offset + 4) = static_cast<std::uint32_t>(gpa_of(at) >> 32);
-}
-
-bool find() {
-    const std::uint64_t slots = option_number("mmio_slots", 1);
-    registers = option_number("mmio", kMmio);
-    for (std::uint64_t slot = 0; slot < slots; ++slot, registers += kMmioStride) {
-        map_page(registers);
-        if (reg(0x00) == 0x74726976 && reg(0x08) == 2) return true;
-    }
-    return false;
-}
-
-/// Virtio 1.2, 3.1.1: VIRTIO_F_VERSION_1 and flushes, one queue.
 bool bring_up() {
-    if (!find()) return false;
-    reg(0x70) = 0;
-    reg(0x70) = 3;
-    reg(0x24) = 0;
-    reg(0x20) = 1 << 9;
-    reg(0x24) = 1;
-    reg(0x20) = 1;
-    reg(0x70) = 11;
-    if (reg(0x70) != 11) return false;
-    reg(0x30) = 0;
-    reg(0x38) = kQueueSize;
-    set_address(0x80, descriptors);
-    set_address(0x90, &available);
-    set_address(0xa0, &used);
-    reg(0x44) = 1;
-    reg(0x70) = 15;
-    return reg(0x70) == 15;
+    if (!disk.find(kDiskType) || !disk.agree(kFeatureFlush)) return false;
+    disk.set_queue(0, queue);
+    return disk.go();
 }
 
 std::uint64_t word_of(std::uint64_t lane, std::uint64_t block, std::uint64_t generation, std::uint64_t i) {
@@ -145,19 +79,12 @@ void submit(std::uint64_t index, std::uint32_t type, std::uint64_t block) {
     const auto head = static_cast<std::uint16_t>(index * kPartsPerRequest);
     const auto data_flags = static_cast<std::uint16_t>(kNext | (type == kRead ? kDeviceWrites : 0));
     const auto second = static_cast<std::uint16_t>(type == kFlush ? head + 2 : head + 1);
-    descriptors[head] = {gpa_of(&lane.header), sizeof(RequestHeader), kNext, second};
-    descriptors[head + 1] = {
+    queue.descriptors[head] = {gpa_of(&lane.header), sizeof(RequestHeader), kNext, second};
+    queue.descriptors[head + 1] = {
         gpa_of(words), kDiskBlockBytes, data_flags, static_cast<std::uint16_t>(head + 2)};
-    descriptors[head + 2] = {gpa_of(&lane.status), 1, kDeviceWrites, 0};
-    available.ring[available.index % kQueueSize] = head;
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    available.index = static_cast<std::uint16_t>(available.index + 1);
+    queue.descriptors[head + 2] = {gpa_of(&lane.status), 1, kDeviceWrites, 0};
+    queue.offer(head);
     add(header().disk.submitted, 1);
-}
-
-void kick() {
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    if ((used.flags & 1) == 0) reg(0x50) = 0;
 }
 
 void verify(std::uint64_t index, const Lane& lane) {
@@ -200,7 +127,7 @@ void feed(std::uint64_t flush_every) {
         submit(i, flush ? kFlush : chance % 2 == 0 ? kRead : kWrite, chance / 2 % kDiskBlocks);
         fed = true;
     }
-    if (fed) kick();
+    if (fed && queue.wants_kick()) disk.kick(0);
 }
 
 std::uint64_t busy_lanes() {
@@ -216,7 +143,7 @@ void set_up() {
     random_state = 0x9e3779b97f4a7c15 * option_number("seed", 1);
     put(header().disk.seed, option_number("seed", 1));
     put(header().disk.up, bring_up() ? 1 : 0);
-    if (header().disk.up == 0) report_error(ErrorCode::kDiskMissing, registers, reg(0x70));
+    if (header().disk.up == 0) report_error(ErrorCode::kDeviceMissing, disk.address(), disk.status());
 }
 
 void run(VcpuSlot& slot) {
@@ -233,11 +160,9 @@ void run(VcpuSlot& slot) {
         // The host asks for quiet with `go`: lanes run empty, then the disk's content can be judged.
         const bool quiet = read_field(header().go) != 0;
         if (!quiet) feed(flush_every);
-        while (seen_used != used.index) {
-            __atomic_thread_fence(__ATOMIC_ACQUIRE);
-            complete(used.ring[seen_used % kQueueSize].id);
-            ++seen_used;
-        }
+        std::uint32_t head = 0, length = 0;
+        while (queue.take(head, length))
+            complete(head);
         write_field(header().disk.in_flight, quiet ? busy_lanes() : kDiskLanes);
         pause();
     }

@@ -12,6 +12,7 @@
 #include "tests/guests/runtime/memory.hpp"
 #include "tests/guests/runtime/options.hpp"
 #include "tests/guests/runtime/status.hpp"
+#include "tests/guests/runtime/virtio.hpp"
 
 namespace tests::guests {
 
@@ -25,17 +26,9 @@ constexpr std::uint64_t kSlots = 14;
 constexpr std::uint64_t kArenaBytes = 128 << 10;
 constexpr std::uint64_t kGuardBytes = 16 << 10;
 constexpr std::uint64_t kRingBytes = 32 << 10; // descriptors, available and used ring at the arena's front
-constexpr std::uint16_t kNext = 1;
-constexpr std::uint16_t kDeviceWrites = 2;
-constexpr std::uint16_t kIndirect = 4;
-constexpr std::uint64_t kSettledLooks = 50; // at a buffer that nobody may write any more
+constexpr std::uint64_t kSettledLooks = 50;    // at a buffer that nobody may write any more
 
-struct Descriptor {
-    std::uint64_t address;
-    std::uint32_t length;
-    std::uint16_t flags;
-    std::uint16_t next;
-};
+using Descriptor = VirtDescriptor;
 
 struct Area {
     std::uint64_t before[kGuardBytes / 8];
@@ -389,7 +382,7 @@ void set_up() {
     fill_guard(tail_guard());
     find_devices();
     put(header().hostile.devices, device_count);
-    if (device_count == 0) report_error(ErrorCode::kDiskMissing, kMmio, 0);
+    if (device_count == 0) report_error(ErrorCode::kDeviceMissing, kMmio, 0);
 }
 
 void run(VcpuSlot& slot) {

@@ -32,7 +32,16 @@ inline constexpr std::uint16_t kDebugExitPort = 0xf4;
 inline constexpr std::uint32_t kExitOk = 0;    ///< asked to end, or its work is done
 inline constexpr std::uint32_t kExitFault = 2; ///< exception in the guest, see `first_error`
 
-enum class GuestKind : std::uint64_t { kClock = 1, kTimer, kPattern, kSerial, kDisk, kHostile, kConsole };
+enum class GuestKind : std::uint64_t {
+    kClock = 1,
+    kTimer,
+    kPattern,
+    kSerial,
+    kDisk,
+    kHostile,
+    kConsole,
+    kNetwork
+};
 
 /// What went wrong, with the meaning of the two arguments.
 enum class ErrorCode : std::uint64_t {
@@ -55,12 +64,14 @@ enum class ErrorCode : std::uint64_t {
     kPatternMismatch,        ///< address; value found (more in PatternSlot)
     kSerialIrqLost,          ///< interrupts so far; TSC now
     kPmTimerJump,            ///< PM timer ticks since the watch began; TSC ticks meanwhile
-    kDiskMissing,            ///< address of the device; its status
+    kDeviceMissing,          ///< address of the device; its status
     kDiskDoubled,            ///< descriptor that came back unasked; requests completed before
     kDiskFailed,             ///< lane; status of the request
     kDiskMismatch,           ///< byte of the disk; value found
     kGuardBroken,            ///< address; value found
     kWrittenAfterReset,      ///< address of the device; of the word that it wrote
+    kNetworkDoubled,         ///< queue; descriptor that came back unasked
+    kNetworkMismatch,        ///< number of the answer; word found, or ~0: no request waits for it
 };
 
 enum class TimerMode : std::uint64_t { kNone = 0, kTscDeadline, kPeriodic };
@@ -129,6 +140,26 @@ struct alignas(64) ConsoleReport {
     std::uint64_t received; ///< bytes
 };
 
+/// Addresses of the network guest and of the host whose tap it is at, as on paper: 10.77.0.2 and 10.77.0.1.
+inline constexpr std::uint32_t kNetworkGuest = 0x0a4d0002;
+inline constexpr std::uint32_t kNetworkHost = 0x0a4d0001;
+inline constexpr std::uint16_t kNetworkEchoPort = 7; ///< UDP
+inline constexpr std::size_t kNetworkLanes = 64;     ///< the pump's requests in flight at once
+
+/// Network: frames are Ethernet's, both ways.
+struct alignas(64) NetworkReport {
+    std::uint64_t up;        ///< 1: there is a network card
+    std::uint64_t received;  ///< frames
+    std::uint64_t echoes;    ///< ICMP echo requests answered
+    std::uint64_t datagrams; ///< UDP sent back
+    std::uint64_t dropped;   ///< frames that are neither, nor ARP, nor answers
+    std::uint64_t kicks;     ///< of both queues
+    std::uint64_t requests;  ///< pump: echo requests sent to the host
+    std::uint64_t answers;   ///< pump: that came back once and whole
+    std::uint64_t reordered; ///< pump: answers after one to a later request
+    std::uint64_t in_flight; ///< pump: requests without an answer, once `go` asks for quiet
+};
+
 struct alignas(4096) ReportHeader {
     // Constants, valid once magic is there.
     std::uint64_t magic;
@@ -148,9 +179,9 @@ struct alignas(4096) ReportHeader {
     std::uint64_t first_error_args[2];
     std::uint64_t fault_address; ///< CR2 of the last exception
     // Written by the host only.
-    alignas(64)
-        std::uint64_t go; ///< pattern with step=1: passes that may have been started; disk, console: be quiet
-    std::uint64_t stop;   ///< StopCommand for vCPU 0; 0 again after a reset, or once it listens
+    /// Pattern with step=1: passes that may have been started; disk, console, network: be quiet.
+    alignas(64) std::uint64_t go;
+    std::uint64_t stop; ///< StopCommand for vCPU 0; 0 again after a reset, or once it listens
     // Shared by all vCPUs.
     alignas(64) std::uint64_t shared_counter; ///< clock: never goes back
     alignas(64) std::uint64_t shared_tsc;     ///< clock: a recent TSC of any vCPU
@@ -163,6 +194,7 @@ struct alignas(4096) ReportHeader {
     DiskReport disk;
     HostileReport hostile;
     ConsoleReport console;
+    NetworkReport network;
 };
 
 struct alignas(64) ClockSlot {

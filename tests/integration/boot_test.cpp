@@ -11,6 +11,7 @@
 #include "handoff/base/fd.hpp"
 #include "tests/integration/checks.hpp"
 #include "tests/support/command.hpp"
+#include "tests/support/huge_pages.hpp"
 #include "tests/support/temporary_folder.hpp"
 
 namespace liveupdate::tests {
@@ -95,43 +96,57 @@ TEST_CASE("RAM in tmpfs files is kept, and leaves no file behind") {
     ::umount(folder.at("ram").c_str());
 }
 
-// vm.nr_hugepages as it was, at the end.
-class HugePages {
-public:
-    explicit HugePages(unsigned more) {
-        std::ifstream(kFile) >> before_;
-        std::ofstream(kFile) << before_ + more;
-        unsigned now = 0;
-        std::ifstream(kFile) >> now;
-        enough_ = now >= before_ + more;
+TEST_CASE("RAM in files on a disk is kept, and leaves no file behind") {
+    NEEDS_KVM();
+    if (folder_on_disk().empty()) {
+        std::printf("SKIPPED: all that tests may write to is on tmpfs\n");
+        return;
     }
-    HugePages(const HugePages&) = delete;
-    HugePages& operator=(const HugePages&) = delete;
-    ~HugePages() { std::ofstream(kFile) << before_; }
-    bool enough() const { return enough_; }
-
-private:
-    static constexpr const char* kFile = "/proc/sys/vm/nr_hugepages";
-    unsigned before_ = 0;
-    bool enough_ = false;
-};
+    const TemporaryFolder folder(folder_on_disk());
+    LiveVmOptions options;
+    options.backing = "file";
+    options.backing_directory = folder.at("ram");
+    fs::create_directory(options.backing_directory);
+    options.memory_mib = 64;
+    pattern_survives(options, 50 * kMiB);
+    CHECK(files_in(options.backing_directory) == 0);
+}
 
 TEST_CASE("RAM in hugetlbfs files is kept") {
     NEEDS_KVM();
-    const TemporaryFolder folder;
-    fs::create_directory(folder.at("huge"));
     const HugePages pages(48);
-    if (!pages.enough() || ::mount("none", folder.at("huge").c_str(), "hugetlbfs", 0, nullptr) != 0) {
+    if (!pages.mounted()) {
         std::printf("SKIPPED: no huge pages can be had here\n");
         return;
     }
     LiveVmOptions options;
     options.backing = "hugetlbfs";
-    options.backing_directory = folder.at("huge");
+    options.backing_directory = pages.path();
     options.memory_mib = 64;
     pattern_survives(options, 50 * kMiB);
-    CHECK(files_in(folder.at("huge")) == 0);
-    ::umount(folder.at("huge").c_str());
+    CHECK(files_in(pages.path()) == 0);
+}
+
+TEST_CASE("RAM in a folder of another file system is refused in words before the guest is started") {
+    NEEDS_KVM();
+    const TemporaryFolder shm("/dev/shm");
+    const auto why_not = [](const std::string& backing, const std::string& directory) {
+        LiveVmOptions options;
+        options.backing = backing;
+        options.backing_directory = directory;
+        const auto started = LiveVm::start(options);
+        REQUIRE_FALSE(started);
+        return started.error().message;
+    };
+    for (const char* backing : {"hugetlbfs", "file"}) {
+        const std::string why = why_not(backing, shm.at(""));
+        CHECK_MESSAGE(
+            why.find("is on a tmpfs, and backing is '" + std::string(backing)) != std::string::npos, why);
+        CHECK_MESSAGE(why.find("write backing = \"tmpfs\"") != std::string::npos, why);
+    }
+    if (folder_on_disk().empty()) return;
+    const std::string why = why_not("tmpfs", folder_on_disk());
+    CHECK_MESSAGE(why.find("is on a disk's file system, and backing is 'tmpfs'") != std::string::npos, why);
 }
 
 // Reads a serial guest's lines and checks that each follows the one before; echoes are kept apart.

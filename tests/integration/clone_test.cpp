@@ -15,6 +15,7 @@
 #include "tests/integration/world.hpp"
 #include "tests/support/net_namespace.hpp"
 #include "tests/support/origin_ram.hpp"
+#include "tests/support/temporary_folder.hpp"
 
 namespace liveupdate::tests {
 namespace {
@@ -317,6 +318,24 @@ TEST_CASE("each clone has a tap and an address of its own, as the command line s
         CHECK(text->find(std::string("tap") + name[3]) != std::string::npos);
     }
     guests.check_sound("base");
+}
+
+TEST_CASE("a guest whose RAM lies on a disk is no template, and runs on") {
+    NEEDS_KVM();
+    if (folder_on_disk().empty()) {
+        std::printf("SKIPPED: all that tests may write to is on tmpfs\n");
+        return;
+    }
+    const Guests guests;
+    guests.write_vm("base", "clock.elf", "", "");
+    std::string text = fd::read_file(guests.world.at("config/base.toml")).value();
+    const std::string size = "size = \"64M\"\n";
+    text.replace(text.find(size), size.size(),
+        size + "backing = \"file\"\ndirectory = \"" + folder_on_disk() + "\"\n");
+    std::ofstream(guests.world.at("config/base.toml")) << text;
+    guests.world.expect(ExitCode::kDone, {"start", "base"});
+    guests.world.expect(ExitCode::kRefused, {"template", "create", "base"}, "cannot come page by page");
+    CHECK(guests.world.status("base").value("state", "") == "running");
 }
 
 TEST_CASE("wrong uses of clone and template are refused in words") {

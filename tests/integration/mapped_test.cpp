@@ -7,6 +7,7 @@
 
 #include "handoff/save/reader.hpp"
 #include "tests/integration/checks.hpp"
+#include "tests/integration/save_checks.hpp"
 #include "tests/support/origin_ram.hpp"
 
 namespace liveupdate::tests {
@@ -32,10 +33,6 @@ nlohmann::json save(LiveVm& vm, const std::string& directory, const nlohmann::js
 void save_and_stop(LiveVm& vm, const std::string& directory) {
     save(vm, directory, {{"stop", true}});
     REQUIRE(vm.await_supervisor_end() == 0);
-}
-
-std::string file_in(const std::string& directory) {
-    return directory + "/guest.save";
 }
 
 // A guest that checks and changes its first 48 MiB, and has something in the rest, from 64 MiB on.

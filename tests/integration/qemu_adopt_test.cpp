@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "handoff/base/fd.hpp"
+#include "handoff/base/listening.hpp"
 #include "supervisor/cli/control_client.hpp"
 #include "supervisor/config.hpp"
 #include "supervisor/qemu/foreign_qemu.hpp"
@@ -24,7 +25,6 @@ using supervisor::ExitCode;
 using ::tests::guests::read_field;
 
 constexpr uint64_t kMemory = uint64_t{64} << 20;
-constexpr auto kConnectTime = std::chrono::seconds(1);
 
 // As a person or another program would start one: by hand, with a monitor of its own.
 class OwnQemu {
@@ -43,9 +43,7 @@ public:
         argv.push_back(nullptr);
         REQUIRE(::posix_spawn(&pid_, kQemuPath, nullptr, nullptr, argv.data(), environ) == 0);
         // The socket's file is there a moment before anybody listens.
-        REQUIRE(LiveVm::eventually([&] {
-            return bool(fd::unix_connect(world.at("monitor"), SOCK_STREAM, Deadline::after(kConnectTime)));
-        }));
+        REQUIRE(LiveVm::eventually([&] { return is_listening(world.at("monitor")); }));
     }
     OwnQemu(const OwnQemu&) = delete;
     OwnQemu& operator=(const OwnQemu&) = delete;

@@ -1,22 +1,18 @@
 #include "tests/integration/qemu_checks.hpp"
 
-#include <cstdlib>
 #include <filesystem>
 
+#include "tests/support/qemu_vm.hpp"
+
 namespace liveupdate::tests {
-namespace {
-
-bool under_tcg() {
-    const char* wanted = std::getenv("LIVEUPDATE_TEST_ACCEL");
-    if (wanted != nullptr && *wanted != '\0') return std::string(wanted) == "tcg";
-    return !why_no_kvm().empty();
-}
-
-} // namespace
-
 std::string why_no_qemu_guest() {
     if (!std::filesystem::exists(kQemuPath)) return std::string("there is no ") + kQemuPath;
     return {};
+}
+
+std::string newer_qemu() {
+    const char* path = std::getenv("LIVEUPDATE_TEST_NEWER_QEMU");
+    return path == nullptr ? "" : path;
 }
 
 LiveVmOptions qemu_guest() {

@@ -15,6 +15,17 @@ std::string why_no_qemu_guest();
         return;                                                                                              \
     }
 
+// A QEMU of 10.0 or later that runs on this host; tests/support/get_newer_qemu makes one. Empty: there is
+// none.
+std::string newer_qemu();
+
+#define NEEDS_NEWER_QEMU()                                                                                   \
+    NEEDS_QEMU();                                                                                            \
+    if (newer_qemu().empty()) {                                                                              \
+        std::printf("SKIPPED: LIVEUPDATE_TEST_NEWER_QEMU names no newer QEMU\n");                            \
+        return;                                                                                              \
+    }
+
 // A guest that watches its own clock and RAM, in QEMU's q35; under KVM or, where there is none or
 // LIVEUPDATE_TEST_ACCEL=tcg says so, under TCG.
 LiveVmOptions qemu_guest();

@@ -67,8 +67,8 @@ TEST_CASE("a guest that has got a device since it started is refused before it i
     const TemporaryFolder folder;
     const std::string monitor = folder.at("monitor");
     options.qemu_toml +=
-        "extra_args = [\"-device\", \"pcie-root-port,id=root1\", \"-qmp\", \"unix:" + monitor +
-        ",server=on,wait=off\"]\n";
+        "extra_args = [\"-device\", \"pcie-root-port,id=root1\", \"-chardev\", \"socket,id=second,path=" +
+        monitor + ",server=on\", \"-mon\", \"chardev=second,mode=control\"]\n";
     const auto vm = started(options);
     auto socket = fd::unix_connect(monitor, SOCK_STREAM);
     REQUIRE(socket.has_value());

@@ -2,7 +2,6 @@
 #include <signal.h>
 #include <sys/socket.h>
 
-#include <cstdlib>
 #include <fstream>
 
 #include "handoff/base/fd.hpp"
@@ -232,19 +231,6 @@ TEST_CASE("a destination that has all pages runs the guest on, though source and
         check_ram(*vm);
     }
 }
-
-// A QEMU of 10.0 or later that runs on this host; tests/support/get_newer_qemu makes one.
-std::string newer_qemu() {
-    const char* path = std::getenv("LIVEUPDATE_TEST_NEWER_QEMU");
-    return path == nullptr ? "" : path;
-}
-
-#define NEEDS_NEWER_QEMU()                                                                                   \
-    NEEDS_QEMU();                                                                                            \
-    if (newer_qemu().empty()) {                                                                              \
-        std::printf("SKIPPED: LIVEUPDATE_TEST_NEWER_QEMU names no newer QEMU\n");                            \
-        return;                                                                                              \
-    }
 
 void check_updated(LiveVm& vm, const std::string& binary, const char* way, const nlohmann::json& more = {}) {
     const auto record = vm.update(binary, more);

@@ -5,7 +5,6 @@
 //   peer tcp_received=N tcp_sent=N tcp_errors=N tcp_open=N ping_sent=N ping_answered=N ping_doubled=N
 //   ping_reordered=N ping_slowest_us=N
 #include <arpa/inet.h>
-#include <netinet/ip_icmp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -20,10 +19,12 @@
 #include <vector>
 
 #include "tests/linux/pattern.hpp"
+#include "tests/support/pinger.hpp"
 
 namespace {
 
 using namespace linux_guest;
+using liveupdate::tests::Pinger;
 using ULL = unsigned long long;
 
 std::uint64_t now_ns() {
@@ -106,110 +107,16 @@ private:
     std::vector<std::uint8_t> buffer_;
 };
 
-// Echo requests with a number in each, at a fixed rate while not too many are unanswered.
-class Pinger {
-public:
-    Pinger(const char* guest, std::uint64_t hz, std::uint64_t window)
-        : guest_(address(guest, 0)), period_ns_(hz == 0 ? 0 : 1'000'000'000 / hz), window_(window) {}
-
-    bool open() {
-        fd_ = ::socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_ICMP);
-        const int bytes = 4 << 20;
-        ::setsockopt(fd_, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof(bytes));
-        return fd_ >= 0;
-    }
-    int fd() const { return fd_; }
-    bool on() const { return on_; }
-    void turn(bool on) { on_ = on && period_ns_ != 0; }
-    int next_ms() const {
-        const std::uint64_t now = now_ns();
-        return next_ns_ <= now ? 0 : static_cast<int>((next_ns_ - now) / 1'000'000) + 1;
-    }
-    void send_due() {
-        const std::uint64_t now = now_ns();
-        if (!on() || next_ns_ == 0) next_ns_ = now;
-        if (!on()) return;
-        for (; next_ns_ <= now; next_ns_ += period_ns_)
-            if (sent_ - answered_ < window_) send_one(now);
-    }
-    void receive_all() {
-        std::array<std::uint8_t, 2048> packet{};
-        for (;;) {
-            const ssize_t n = ::recv(fd_, packet.data(), packet.size(), MSG_DONTWAIT);
-            if (n < 0) return;
-            const std::size_t header = std::size_t{packet[0] & 0xfu} * 4;
-            Echo echo{};
-            if (static_cast<std::size_t>(n) < header + sizeof(echo)) continue;
-            std::memcpy(&echo, packet.data() + header, sizeof(echo));
-            if (echo.icmp.type == ICMP_ECHOREPLY && echo.icmp.un.echo.id == htons(kId)) take(echo);
-        }
-    }
-    void say() const {
-        std::printf(
-            "ping_sent=%llu ping_answered=%llu ping_doubled=%llu ping_reordered=%llu ping_slowest_us=%llu\n",
-            ULL{sent_}, ULL{answered_}, ULL{doubled_}, ULL{reordered_}, ULL{slowest_ns_ / 1000});
-    }
-    bool all_answered() const { return sent_ == answered_; }
-
-private:
-    static constexpr std::uint16_t kId = 0x4c55;
-    struct Echo {
-        icmphdr icmp;
-        std::uint64_t number;
-        std::uint64_t sent_ns;
-        std::array<std::uint8_t, 40> rest;
-    };
-
-    void send_one(std::uint64_t now) {
-        Echo echo{};
-        echo.icmp.type = ICMP_ECHO;
-        echo.icmp.un.echo.id = htons(kId);
-        echo.icmp.un.echo.sequence = htons(static_cast<std::uint16_t>(sent_));
-        echo.number = sent_;
-        echo.sent_ns = now;
-        fill_stream(echo.rest, sent_, 0);
-        echo.icmp.checksum = checksum(echo);
-        if (::sendto(fd_, &echo, sizeof(echo), MSG_DONTWAIT, reinterpret_cast<const sockaddr*>(&guest_),
-                sizeof(guest_)) == sizeof(echo)) {
-            ++sent_;
-            seen_.push_back(false);
-        }
-    }
-    static std::uint16_t checksum(const Echo& echo) {
-        std::array<std::uint16_t, sizeof(Echo) / 2> words{};
-        std::memcpy(words.data(), &echo, sizeof(echo));
-        std::uint32_t sum = 0;
-        for (const std::uint16_t word : words)
-            sum += word;
-        sum = (sum & 0xffff) + (sum >> 16);
-        return static_cast<std::uint16_t>(~(sum + (sum >> 16)));
-    }
-    void take(const Echo& echo) {
-        if (echo.number >= sent_) return;
-        if (seen_[echo.number]) {
-            ++doubled_;
-            return;
-        }
-        seen_[echo.number] = true;
-        ++answered_;
-        if (echo.number < newest_) ++reordered_;
-        newest_ = std::max(newest_, echo.number);
-        slowest_ns_ = std::max(slowest_ns_, now_ns() - echo.sent_ns);
-    }
-
-    const sockaddr_in guest_;
-    const std::uint64_t period_ns_, window_;
-    int fd_ = -1;
-    bool on_ = false;
-    std::uint64_t next_ns_ = 0, sent_ = 0, answered_ = 0, doubled_ = 0, reordered_ = 0, newest_ = 0,
-                  slowest_ns_ = 0;
-    std::vector<bool> seen_;
-};
-
 std::uint64_t option(int argc, char** argv, const char* name, std::uint64_t otherwise) {
     for (int i = 2; i + 1 < argc; ++i)
         if (std::strcmp(argv[i], name) == 0) return std::strtoull(argv[i + 1], nullptr, 0);
     return otherwise;
+}
+
+void say(const Pinger::Figures& seen) {
+    std::printf(
+        "ping_sent=%llu ping_answered=%llu ping_doubled=%llu ping_reordered=%llu ping_slowest_us=%llu\n",
+        ULL{seen.sent}, ULL{seen.answered}, ULL{seen.doubled}, ULL{seen.reordered}, ULL{seen.slowest_us});
 }
 
 // What standard input says; false at its end.
@@ -231,7 +138,8 @@ void serve(Stream& stream, Pinger& pinger) {
         pinger.send_due();
         std::array<pollfd, 3> poll = {
             pollfd{pinger.fd(), POLLIN, 0}, stream.wanted(), {ending ? -1 : STDIN_FILENO, POLLIN, 0}};
-        ::poll(poll.data(), poll.size(), pinger.on() ? std::min(pinger.next_ms(), 5) : 5);
+        ::poll(poll.data(), poll.size(),
+            pinger.on() ? std::min(static_cast<int>(pinger.next_ns() / 1'000'000) + 1, 5) : 5);
         if (poll[0].revents != 0) pinger.receive_all();
         if (poll[1].revents != 0) stream.serve(poll[1].revents);
         if (poll[2].revents == 0 || obey(pinger)) continue;
@@ -258,5 +166,5 @@ int main(int argc, char** argv) {
     std::fflush(stdout);
     serve(stream, pinger);
     stream.say();
-    pinger.say();
+    say(pinger.figures());
 }

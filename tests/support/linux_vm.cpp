@@ -28,8 +28,10 @@ using namespace std::chrono_literals;
 constexpr const char* kTap = "tap0";
 constexpr const char* kHostAddress = "10.77.0.1";
 constexpr const char* kGuestAddress = "10.77.0.2";
-constexpr auto kBootTime = 300s; // on emulated hardware
+constexpr auto kBootTime = 150s; // on emulated hardware
 constexpr auto kClosingTime = 300s;
+
+constexpr const char* kOtherKernel = "LIVEUPDATE_TEST_LINUX_KERNEL";
 
 constexpr const char* kClosed = "\n[the VMM has closed the console]\n";
 
@@ -60,7 +62,7 @@ std::string linux_file(const std::string& name) {
 }
 // Another kernel with an initramfs of its own may be given, such as a distribution's.
 std::string kernel_path() {
-    return from_environment("LIVEUPDATE_TEST_LINUX_KERNEL", linux_file("kernel/vmlinux"));
+    return from_environment(kOtherKernel, linux_file("kernel/vmlinux"));
 }
 std::string initrd_path() {
     return from_environment("LIVEUPDATE_TEST_LINUX_INITRD", linux_file("initrd.cpio"));
@@ -87,7 +89,15 @@ Result<void> make_file_system(const std::string& path) {
 } // namespace
 
 std::string why_no_linux() {
-    if (std::string why = why_no_kvm(); !why.empty()) return why;
+    const std::string why = why_no_kvm();
+    return why.empty() ? why_no_linux_files() : why;
+}
+
+bool other_linux() {
+    return !from_environment(kOtherKernel, "").empty();
+}
+
+std::string why_no_linux_files() {
     for (const std::string& path : {kernel_path(), initrd_path()})
         if (!fs::exists(path)) return "there is no " + path + " (see tests/linux/README.md)";
     if (run_command({"mke2fs", "-V"}).status != 0) return "there is no mke2fs (package e2fsprogs)";
@@ -103,14 +113,15 @@ Figures figures_of(const std::string& line) {
     return figures;
 }
 
-LiveVmOptions bare_linux(const std::string& words, const std::string& console_toml) {
+LiveVmOptions bare_linux(const std::string& words, const std::string& console_toml, bool interpreted) {
     LiveVmOptions live;
     live.guest = kernel_path();
     live.initrd = initrd_path();
     live.memory_mib = LinuxVmOptions().memory_mib;
     live.witness = false;
     live.console_toml = console_toml;
-    live.cmdline = "console=ttyS0 panic=-1 reboot=k" + std::string(hardware_kvm() ? "" : kSoftwareKvm) + " " +
+    live.cmdline = "console=ttyS0 panic=-1 reboot=k" +
+                   std::string(interpreted || hardware_kvm() ? "" : kSoftwareKvm) + " " +
                    from_environment("LIVEUPDATE_TEST_LINUX_CMDLINE", "") + words;
     return live;
 }
@@ -187,8 +198,9 @@ Result<void> LinuxVm::start_qemu(const std::string& cmdline) {
 }
 
 Result<void> LinuxVm::start_vm() {
-    LiveVmOptions live = bare_linux(
-        work_words(options_), options_.qemu_toml.empty() ? "type = \"socket\"\n" : "type = \"pty\"\n");
+    LiveVmOptions live = bare_linux(work_words(options_),
+        options_.qemu_toml.empty() ? "type = \"socket\"\n" : "type = \"pty\"\n",
+        !options_.qemu_toml.empty() && under_tcg());
     if (options_.runner == Runner::kQemu) return start_qemu(live.cmdline);
     live.vcpus = options_.vcpus;
     live.memory_mib = options_.memory_mib;

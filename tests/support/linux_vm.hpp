@@ -25,6 +25,11 @@ namespace liveupdate::tests {
 
 // Why no Linux guest can run here: no KVM, no kernel, no e2fsprogs. Empty when one can.
 std::string why_no_linux();
+// The same for a guest that QEMU interprets.
+std::string why_no_linux_files();
+// Whether LIVEUPDATE_TEST_LINUX_KERNEL gives another kernel than the tests' own, which knows virtio on MMIO
+// only.
+bool other_linux();
 
 enum class Network { kNone, kTap };
 
@@ -56,9 +61,9 @@ struct LinuxVmOptions {
 using Figures = std::map<std::string, uint64_t>;
 Figures figures_of(const std::string& line);
 
-// The guest by itself: for a VM with the tests' kernel and program, `words` beside those that the host asks
-// for.
-LiveVmOptions bare_linux(const std::string& words, const std::string& console_toml);
+// The guest by itself: for a VM with the tests' kernel and program, `words` beside those that the host's KVM
+// asks for, or none of these when the guest is `interpreted` by QEMU.
+LiveVmOptions bare_linux(const std::string& words, const std::string& console_toml, bool interpreted = false);
 
 class LinuxVm {
 public:

@@ -17,16 +17,8 @@ namespace fs = std::filesystem;
 
 constexpr auto kEvery = std::chrono::milliseconds(10);
 
-// Of smaps_rollup, in bytes. A process that has just ended has none.
 uint64_t mapped_by(pid_t pid) {
-    std::ifstream file("/proc/" + std::to_string(pid) + "/smaps_rollup");
-    for (std::string line; std::getline(file, line);) {
-        std::istringstream words(line);
-        std::string key;
-        uint64_t kib = 0;
-        if (words >> key >> kib && key == "Pss:") return kib * 1024;
-    }
-    return 0;
+    return kib_of(pid, "smaps_rollup", "Pss") * 1024;
 }
 
 // "9:memory:/a/b" of the first version of cgroups, "0::/a/b" of the second.
@@ -51,6 +43,17 @@ bool move_to(const std::string& group) {
 }
 
 } // namespace
+
+uint64_t kib_of(pid_t pid, const std::string& file, const std::string& key) {
+    std::ifstream lines("/proc/" + std::to_string(pid) + "/" + file);
+    for (std::string line; std::getline(lines, line);) {
+        std::istringstream words(line);
+        std::string found;
+        uint64_t kib = 0;
+        if (words >> found >> kib && found == key + ":") return kib;
+    }
+    return 0;
+}
 
 MemoryGroup::MemoryGroup() {
     parent_ = own_group();

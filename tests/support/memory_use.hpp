@@ -15,6 +15,9 @@
 
 namespace liveupdate::tests {
 
+// A figure of /proc/PID/FILE, from its line "KEY: N kB", in KiB; 0 when there is no such process or line.
+uint64_t kib_of(pid_t pid, const std::string& file, const std::string& key);
+
 struct MemoryUse {
     uint64_t mapped = 0;             // bytes: resident of all processes, added up, each shared page in parts
     std::optional<uint64_t> charged; // bytes: of the cgroup; none where there is no cgroup

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <thread>
 
@@ -43,15 +44,25 @@ std::string why_no_qemu() {
                                                                         : "there is no qemu-system-x86_64";
 }
 
+bool under_tcg() {
+    const char* wanted = std::getenv("LIVEUPDATE_TEST_ACCEL");
+    if (wanted != nullptr && *wanted != '\0') return std::string(wanted) == "tcg";
+    return !why_no_kvm().empty();
+}
+
 Result<std::unique_ptr<QemuProcess>> QemuProcess::spawn(
-    const std::vector<std::string>& arguments, const std::string& monitor) {
+    const std::vector<std::string>& arguments, const std::string& monitor, int inherited_fd) {
     std::unique_ptr<QemuProcess> process(new QemuProcess);
     std::vector<char*> argv;
     for (const auto& argument : arguments)
         argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
-    if (const int failed = ::posix_spawnp(&process->pid_, argv[0], nullptr, nullptr, argv.data(), environ))
-        return Error(ErrorCode::kSystem, "start " + arguments[0], failed);
+    posix_spawn_file_actions_t actions;
+    ::posix_spawn_file_actions_init(&actions);
+    if (inherited_fd >= 0) ::posix_spawn_file_actions_adddup2(&actions, inherited_fd, inherited_fd);
+    const int failed = ::posix_spawnp(&process->pid_, argv[0], &actions, nullptr, argv.data(), environ);
+    ::posix_spawn_file_actions_destroy(&actions);
+    if (failed != 0) return Error(ErrorCode::kSystem, "start " + arguments[0], failed);
     for (const Deadline deadline = Deadline::after(kAnswerTime);;) {
         auto connected = fd::unix_connect(monitor, SOCK_STREAM);
         if (connected) {
@@ -166,7 +177,8 @@ std::vector<std::string> QemuVm::arguments(const std::string& monitor) const {
     const auto add = [&](std::initializer_list<std::string> more) { all.insert(all.end(), more); };
     if (!options_.initrd.empty()) add({"-initrd", options_.initrd});
     if (!options_.disks.empty()) add({"-object", "iothread,id=io"});
-    if (!options_.disks.empty() || !options_.tap.empty()) add({"-global", "virtio-mmio.force-legacy=false"});
+    const bool network = !options_.tap.empty() || options_.tap_fd >= 0;
+    if (!options_.disks.empty() || network) add({"-global", "virtio-mmio.force-legacy=false"});
     for (size_t i = 0; i < options_.disks.size(); ++i) {
         const std::string id = "disk" + std::to_string(i), &path = options_.disks[i];
         const std::string driver = std::filesystem::is_block_file(path) ? "host_device" : "file";
@@ -174,9 +186,11 @@ std::vector<std::string> QemuVm::arguments(const std::string& monitor) const {
                               ",locking=off,cache.direct=on,aio=io_uring,discard=unmap"});
         add({"-device", "virtio-blk-device,iothread=io,drive=" + id + ",num-queues=" + vcpus});
     }
-    if (!options_.tap.empty())
-        add({"-netdev", "tap,id=net0,vhost=off,script=no,downscript=no,ifname=" + options_.tap, "-device",
-            "virtio-net-device,netdev=net0"});
+    // In a tap with headers, a QEMU that merely starts would set their size for the one that has it.
+    const std::string which = options_.tap_fd >= 0 ? "fd=" + std::to_string(options_.tap_fd)
+                                                   : "script=no,downscript=no,ifname=" + options_.tap;
+    if (network)
+        add({"-netdev", "tap,id=net0,vhost=off," + which, "-device", "virtio-net-device,netdev=net0"});
     return all;
 }
 
@@ -184,7 +198,7 @@ Result<std::unique_ptr<QemuProcess>> QemuVm::spawn(bool incoming) {
     const std::string monitor = directory_ + "/qmp-" + std::to_string(started_++);
     auto all = arguments(monitor);
     if (incoming) all.insert(all.end(), {"-incoming", "defer"});
-    return QemuProcess::spawn(all, monitor);
+    return QemuProcess::spawn(all, monitor, options_.tap_fd);
 }
 
 bool QemuVm::guest_started() const {

@@ -22,6 +22,9 @@ namespace liveupdate::tests {
 
 // Why QEMU cannot be had here; empty when it can.
 std::string why_no_qemu();
+// Whether guests of QEMU's driver are to be interpreted: there is no KVM, or LIVEUPDATE_TEST_ACCEL=tcg says
+// so.
+bool under_tcg();
 
 struct QemuOptions {
     std::string guest = "clock.elf"; // or a path
@@ -33,16 +36,17 @@ struct QemuOptions {
     std::string serial;             // path at which its serial port listens; empty: none. No update with it
     std::vector<std::string> disks; // raw files or block devices: O_DIRECT, io_uring, an iothread for all
     std::string tap;                // of the network namespace of the thread that starts it; empty: none
+    int tap_fd = -1; // instead: an open tap without virtio's headers, which both QEMUs of an update share
 };
 
-// Words for the command line of the test guest `disk.elf`, which looks for its disk where microvm has it.
-inline constexpr const char* kMicrovmMmio = "mmio=0xfeb00000 mmio_slots=24";
+// Words for the command line of test guests that drive a virtio device: where microvm has them.
+inline constexpr const char* kMicrovmMmio = "mmio=0xfeb00000 mmio_slots=24 mmio_stride=512";
 
 // One process and its monitor.
 class QemuProcess {
 public:
     static Result<std::unique_ptr<QemuProcess>> spawn(
-        const std::vector<std::string>& arguments, const std::string& monitor);
+        const std::vector<std::string>& arguments, const std::string& monitor, int inherited_fd = -1);
     QemuProcess(const QemuProcess&) = delete;
     QemuProcess& operator=(const QemuProcess&) = delete;
     ~QemuProcess(); // SIGKILL

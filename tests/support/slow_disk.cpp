@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <signal.h>
-#include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -11,6 +10,7 @@
 
 #include <vector>
 
+#include "handoff/base/listening.hpp"
 #include "tests/support/live_vm.hpp"
 
 namespace liveupdate::tests {
@@ -28,11 +28,6 @@ pid_t run(std::vector<std::string> words) {
         ::dup2(null, target);
     ::execvp(arguments[0], arguments.data());
     ::_exit(127);
-}
-
-bool exists(const std::string& path) {
-    struct stat what {};
-    return ::stat(path.c_str(), &what) == 0;
 }
 
 bool is_fuse(const std::string& path) {
@@ -53,7 +48,7 @@ std::string SlowDisk::why_none() {
 SlowDisk::SlowDisk(const std::string& file, uint64_t bytes, const std::string& socket) : path_(file) {
     server_ = run({"nbdkit", "-f", "-U", socket, "--filter=delay", "memory", std::to_string(bytes),
         "rdelay=200ms", "wdelay=200ms"});
-    LiveVm::eventually([&] { return exists(socket); });
+    LiveVm::eventually([&] { return is_listening(socket); });
     mount_ = run({"nbdfuse", path_, "--unix", socket});
     up_ = LiveVm::eventually([&] { return is_fuse(path_); });
 }

@@ -1,6 +1,9 @@
 // A new folder under /tmp or elsewhere, removed with all that is in it at the end.
 #pragma once
 
+#include <linux/magic.h>
+#include <sys/vfs.h>
+
 #include <cstdlib>
 #include <filesystem>
 #include <string>
@@ -25,5 +28,14 @@ public:
 private:
     std::string path_;
 };
+
+// One that is on no tmpfs: /tmp, or where this process was started; empty when neither is.
+inline std::string folder_on_disk() {
+    for (const std::string& folder : {std::string("/tmp"), std::filesystem::current_path().string()}) {
+        struct statfs where {};
+        if (::statfs(folder.c_str(), &where) == 0 && where.f_type != TMPFS_MAGIC) return folder;
+    }
+    return {};
+}
 
 } // namespace liveupdate::tests

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "handoff/base/deadline.hpp"
+#include "vmm/kvm/undisturbed.hpp"
 #include "vmm/kvm/vcpu.hpp"
 
 namespace liveupdate::vmm {
@@ -308,12 +309,14 @@ Result<void> Vcpu::save_tsc(state::Vcpu& out) {
         out.set_tsc_offset(*offset);
         return {};
     }
-    OneMsr one(kMsrTsc);
-    TRY(call(kGetMsrs, &one, "KVM_GET_MSRS of the TSC"));
-    out.set_without_tsc_offset(1);
-    out.set_tsc(one.entry.data);
-    out.set_tsc_host(__rdtsc());
-    return {};
+    return undisturbed([&](uint64_t) -> Result<void> {
+        OneMsr one(kMsrTsc);
+        TRY(call(kGetMsrs, &one, "KVM_GET_MSRS of the TSC"));
+        out.set_without_tsc_offset(1);
+        out.set_tsc(one.entry.data);
+        out.set_tsc_host(__rdtsc());
+        return {};
+    });
 }
 
 Result<void> Vcpu::load_tsc(const state::Vcpu& in) {
@@ -322,6 +325,8 @@ Result<void> Vcpu::load_tsc(const state::Vcpu& in) {
         if (tsc_offset() == in.tsc_offset()) return {};
         return set_tsc_offset(in.tsc_offset());
     }
+    // Not undisturbed(): KVM takes a second write within a second for an attempt to synchronize vCPUs, and
+    // keeps the first.
     return set_msr(kMsrTsc, in.tsc() + (__rdtsc() - in.tsc_host()));
 }
 

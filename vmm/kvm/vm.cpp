@@ -40,12 +40,15 @@ Result<Vm> Vm::create(const KvmSystem& system) {
         TRY(kvm_ioctl(raw, KVM_SET_IDENTITY_MAP_ADDR, &identity, "KVM_SET_IDENTITY_MAP_ADDR"));
     if (system.extension(KVM_CAP_SET_TSS_ADDR) > 0)
         TRY(kvm_ioctl(raw, KVM_SET_TSS_ADDR, kTssAddress, "KVM_SET_TSS_ADDR"));
-    TRY(kvm_ioctl(raw, KVM_CREATE_IRQCHIP, 0ul, "KVM_CREATE_IRQCHIP"));
+    return vm;
+}
+
+Result<void> Vm::add_chips() {
+    TRY(kvm_ioctl(fd_.get(), KVM_CREATE_IRQCHIP, 0ul, "KVM_CREATE_IRQCHIP"));
     kvm_pit_config pit{};
     pit.flags = KVM_PIT_SPEAKER_DUMMY;
-    TRY(kvm_ioctl(raw, KVM_CREATE_PIT2, &pit, "KVM_CREATE_PIT2"));
-    TRY(vm.route_interrupts());
-    return vm;
+    TRY(kvm_ioctl(fd_.get(), KVM_CREATE_PIT2, &pit, "KVM_CREATE_PIT2"));
+    return route_interrupts();
 }
 
 Result<void> Vm::route_interrupts() const {

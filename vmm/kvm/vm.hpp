@@ -16,8 +16,12 @@ namespace liveupdate::vmm {
 
 class Vm {
 public:
-    // With irqchip, PIT and the routing of a PC: GSI 0 reaches PIC pin 0 and I/O APIC pin 2.
+    // Without memory and chips.
     static Result<Vm> create(const KvmSystem& system);
+    // Irqchip, PIT and the routing of a PC: GSI 0 reaches PIC pin 0 and I/O APIC pin 2. After the memory:
+    // each chip's ports are freed of their former table by call_srcu(), and what waits for that grace period
+    // next, as a new memory slot does, waits for some milliseconds.
+    Result<void> add_chips();
 
     int fd() const { return fd_.get(); }
 

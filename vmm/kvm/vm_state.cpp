@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "handoff/base/deadline.hpp"
+#include "vmm/kvm/undisturbed.hpp"
 
 namespace liveupdate::vmm {
 namespace {
@@ -92,12 +93,13 @@ Result<void> load_irqchips(const Vm& vm, const state::Vm& in) {
 Result<void> save_vm(const Vm& vm, PitKeeper& pit, state::Vm& out) {
     TRY(pit.freeze(vm, *out.mutable_pit()));
     TRY(save_irqchips(vm, out));
-    const uint64_t before = monotonic_ns();
-    TRY_ASSIGN(const kvm_clock_data clock, vm.clock());
-    // The earlier of two bounds: kvmclock must not come out behind what the guest has already seen.
-    out.set_clock_at_ns(before);
-    out.set_clock_ns(clock.clock);
-    return {};
+    return undisturbed([&](uint64_t before) -> Result<void> {
+        TRY_ASSIGN(const kvm_clock_data clock, vm.clock());
+        // The earlier of two bounds: kvmclock must not come out behind what the guest has already seen.
+        out.set_clock_at_ns(before);
+        out.set_clock_ns(clock.clock);
+        return {};
+    });
 }
 
 Result<void> check_vm(const state::Vm& in) {
@@ -111,9 +113,11 @@ Result<void> check_vm(const state::Vm& in) {
 
 Result<void> load_vm(const Vm& vm, const state::Vm& in) {
     TRY(load_irqchips(vm, in));
-    kvm_clock_data clock{};
-    clock.clock = in.clock_ns() + (monotonic_ns() - in.clock_at_ns());
-    return vm.set_clock(clock);
+    return undisturbed([&](uint64_t now) {
+        kvm_clock_data clock{};
+        clock.clock = in.clock_ns() + (now - in.clock_at_ns());
+        return vm.set_clock(clock);
+    });
 }
 
 } // namespace liveupdate::vmm

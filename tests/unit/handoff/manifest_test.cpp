@@ -148,7 +148,7 @@ TEST_CASE("a block's name is short and plain, and its own") {
 }
 
 TEST_CASE("a block of a kind that this build does not know is refused") {
-    for (const int kind : {0, 4, 4711}) {
+    for (const int kind : {0, 5, 4711}) {
         proto::Manifest message = good();
         message.mutable_blocks(0)->set_kind(static_cast<proto::RamKind>(kind));
         CHECK(contains(refusal_of(message), "of a kind that this build does not know"));

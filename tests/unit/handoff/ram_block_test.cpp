@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "handoff/base/fd.hpp"
+#include "tests/support/temporary_folder.hpp"
 #include "tests/unit/handoff/support.hpp"
 
 namespace liveupdate::handoff {
@@ -50,6 +51,27 @@ TEST_CASE("a block that was created is adopted by its kind and size") {
         CHECK(adopted.size == 2 * kMiB);
         CHECK(adopted.name == "ram0");
     }
+}
+
+TEST_CASE("a block on a disk has its space set aside, and is no other kind") {
+    const std::string folder = tests::folder_on_disk();
+    if (folder.empty()) {
+        MESSAGE("SKIPPED: all that tests may write to is on tmpfs");
+        return;
+    }
+    const RamBlock block = must(create_ram_block("ram0", RamKind::kFile, kMiB, folder));
+    must(set_space_aside(block));
+    struct stat status {};
+    REQUIRE(::fstat(block.file.get(), &status) == 0);
+    CHECK(static_cast<uint64_t>(status.st_blocks) * 512 >= kMiB);
+    CHECK(status.st_nlink == 0);
+    CHECK(must(adopt_ram_block("ram0", RamKind::kFile, kMiB, dup_of(block))).kind == RamKind::kFile);
+    CHECK(contains(refusal_of(RamKind::kTmpfs, kMiB, dup_of(block)), "file on tmpfs and is not"));
+    const RamBlock tmpfs = must(create_ram_block("ram0", RamKind::kTmpfs, kMiB));
+    CHECK(contains(refusal_of(RamKind::kFile, kMiB, dup_of(tmpfs)), "disk's file system and is not"));
+    must(set_space_aside(tmpfs)); // of nothing
+    const auto large = create_ram_block("ram0", RamKind::kFile, uint64_t{1} << 43, folder);
+    if (large) CHECK_FALSE(set_space_aside(*large).has_value());
 }
 
 TEST_CASE("a block's size is what fstat says, never what a peer says") {
@@ -118,7 +140,7 @@ TEST_CASE("populating fills the page tables where a block has pages, and allocat
     const SharedMapping mapping =
         must(SharedMapping::map(block.file.get(), kMiB, 39 * kMiB, MapMode::kShared));
     CHECK(pages_in_table(mapping) == 0);
-    must(populate(mapping, block.file.get(), kMiB));
+    must(populate(mapping, block, kMiB));
     CHECK(pages_in_table(mapping) == 19 * kMiB / kPage);
     CHECK(data_ranges(block.file.get(), 0, block.size).back().size == 20 * kMiB);
     CHECK(mapping.bytes()[0] == std::byte{'x'});

@@ -210,3 +210,10 @@ TEST_CASE("two builds of one version are told apart by their build-ids") {
     CHECK(cli::describe(record) == "updated 1.0 (build 00112233) -> 1.0 (build ffeeddcc), blackout 0.41 ms "
                                    "(predicted 0.45 ms, QEMU's own figure 2 ms)");
 }
+
+TEST_CASE("what an operator should know beside is told behind the outcome") {
+    UpdateRecord record = sample_record();
+    const std::string without = cli::describe(record);
+    record.notes = {"the machine is\nold", "the disk is full"};
+    CHECK(cli::describe(record) == without + "; note: the machine is old; note: the disk is full");
+}

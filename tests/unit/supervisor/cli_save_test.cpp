@@ -2,6 +2,8 @@
 #include <sys/stat.h>
 
 #include <filesystem>
+#include <memory>
+#include <thread>
 
 #include "cli_fixture.hpp"
 #include "fake_supervisor.hpp"
@@ -57,6 +59,27 @@ TEST_CASE("save asks the supervisor and tells what became of it") {
     CHECK(asked["kind"] == "in-place");
     CHECK(asked["timeout_ms"] == 3000);
     CHECK(json::parse(cli.out) == kReport);
+}
+
+TEST_CASE(
+    "save of a guest that is to stop waits until its supervisor has ended, so that a restore may follow") {
+    CliFixture cli;
+    std::unique_ptr<FakeSupervisor> web1;
+    std::thread end;
+    json report = kReport;
+    report["guest"] = "stopped";
+    web1 = std::make_unique<FakeSupervisor>(cli.paths, "web1", [&](const json&, ControlReply& reply) {
+        reply.finish(report);
+        if (end.joinable()) return;
+        end = std::thread([&] {
+            std::this_thread::sleep_for(std::chrono::milliseconds(300));
+            web1.reset();
+        });
+    });
+    CHECK(cli.run({"save", "web1", "/srv/web1", "--stop"}) == 0);
+    CHECK(cli.out.find("the guest has been stopped") != std::string::npos);
+    CHECK(cli.run({"stop", "web1"}) == 8); // nobody answers any more
+    end.join();
 }
 
 TEST_CASE("a save that failed is told with its reason and exit code") {

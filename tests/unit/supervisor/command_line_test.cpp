@@ -80,8 +80,34 @@ TEST_CASE("the console is closed until somebody has the guest") {
     CHECK(values(arguments_of("[console]\ntype = \"none\"\n", "q35"), "-add-fd").empty());
 }
 
-TEST_CASE("extra arguments come last, as they are") {
-    const auto all = arguments_of("[qemu]\nextra_args = [\"-device\", \"pvpanic\"]\n", "q35");
-    CHECK(all.at(all.size() - 2) == "-device");
-    CHECK(all.back() == "pvpanic");
+TEST_CASE("VNC does not listen until somebody has the guest, and keeps its options") {
+    CHECK(values(arguments_of("[qemu]\nvnc = \"unix:/run/vnc\"\n", "q35"), "-vnc") ==
+          std::vector<std::string>{"none"});
+    CHECK(values(arguments_of("[qemu]\nvnc = \"127.0.0.1:1,share=ignore\"\n", "q35"), "-vnc") ==
+          std::vector<std::string>{"none,share=ignore"});
+    CHECK(values(arguments_of("", "q35"), "-vnc").empty());
+}
+
+TEST_CASE("RAM of a clone is mapped privately out of the same descriptor") {
+    const auto config =
+        parse_vm_config("[vmm]\ndriver = \"qemu\"\n[[memory]]\nsize = \"512M\"\n", "/etc/vms/web1.toml");
+    REQUIRE(config);
+    const auto own = guest_arguments(*config, "pc-q35-7.2");
+    const auto clone = guest_arguments(*config, "pc-q35-7.2", RamMapping::kPrivate);
+    CHECK(nlohmann::json::parse(values(clone, "-object").at(0))["mem-path"] == "/proc/self/fd/10");
+    CHECK(maps_ram_privately(clone));
+    CHECK_FALSE(maps_ram_privately(own));
+    CHECK_FALSE(maps_ram_privately({"-object", "memory-backend-ram,id=ram0", "-m", "1G"}));
+}
+
+TEST_CASE("a generation id gets another value, however the device is written") {
+    std::vector<std::string> all{"-device", "vmgenid,guid=auto", "-device", "vmgenid", "-device",
+        R"({"driver":"vmgenid","guid":"auto"})", "-device", "vmgenid-like"};
+    CHECK(set_generation(all, "u"));
+    CHECK(all[1] == "vmgenid,guid=auto,guid=u"); // of two, QEMU takes the last
+    CHECK(all[3] == "vmgenid,guid=u");
+    CHECK(nlohmann::json::parse(all[5])["guid"] == "u");
+    CHECK(all[7] == "vmgenid-like");
+    std::vector<std::string> none{"-device", "virtio-rng-pci"};
+    CHECK_FALSE(set_generation(none, "u"));
 }

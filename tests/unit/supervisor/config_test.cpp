@@ -147,7 +147,7 @@ TEST_CASE("all errors are told at once, in the order of the file") {
           "2:9: 'vcpus' in [machine] is 65; write an integer from 1 to 64\n"
           "3:10: 'kernel' in [machine] is an integer; write a string\n"
           "5:8: 'size' in [[memory]]: '512X' is not a size; write for example 512M, 4G or 2048K\n"
-          "6:11: 'backing' in [[memory]] is 'shm'; write 'memfd', 'tmpfs', 'hugetlbfs' or 'private'\n"
+          "6:11: 'backing' in [[memory]] is 'shm'; write 'memfd', 'tmpfs', 'hugetlbfs', 'private' or 'file'\n"
           "8:12: 'populate' in [update] is a string; write true or false\n"
           "9:13: 'probation' in [update] is an integer; write a duration in quotes, for example \"500ms\", "
           "\"2s\" or "
@@ -178,7 +178,11 @@ TEST_CASE("what contradicts itself is told") {
           "3:11: 'cmdline' in [machine] is for a 'kernel', not for 'firmware'; leave it out");
     CHECK(
         error_with("directory = \"/dev/shm\"\n") ==
-        "5:13: 'directory' in [[memory]] is for backing 'tmpfs' or 'hugetlbfs'; other RAM lies in no folder");
+        "5:13: 'directory' in [[memory]] is for backing 'tmpfs', 'hugetlbfs' or 'file'; other RAM lies in no "
+        "folder");
+    CHECK(error_with("backing = \"file\"\n") ==
+          "3:1: 'directory' is missing in [[memory]]; backing 'file' needs "
+          "it: write a folder on a disk");
     CHECK(error_with("[console]\ntype = \"pty\"\npath = \"/x\"\n") ==
           "7:8: 'path' in [console] is for type 'file' only; leave it out");
 }
@@ -372,21 +376,26 @@ TEST_CASE("a full file of a QEMU guest is read whole") {
 machine = "q35,smm=off"
 cpu = "EPYC"
 accel = "tcg"
+vnc = "127.0.0.1:1,share=ignore"
 extra_args = ["-device", "pvpanic"]
 [[disk]]
 path = "a.qcow2"
 format = "qcow2"
 [[net]]
 type = "user"
+hostfwd = ["tcp:127.0.0.1:2222-:22", "udp::5353-10.0.2.16:53"]
 [[net]]
 tap = "tap0"
 )");
     CHECK(config.qemu.machine == "q35,smm=off");
     CHECK(config.qemu.cpu == "EPYC");
     CHECK(config.qemu.accel == "tcg");
+    CHECK(config.qemu.vnc == VncConfig{"", "127.0.0.1", 5901, "share=ignore"});
     CHECK(config.qemu.extra_args == std::vector<std::string>{"-device", "pvpanic"});
     CHECK(config.disks.at(0).format == DiskFormat::kQcow2);
     CHECK(config.nets.at(0).type == NetType::kUser);
+    CHECK(config.nets.at(0).hostfwd == std::vector<HostForward>{{Transport::kTcp, "127.0.0.1", 2222, "", 22},
+                                           {Transport::kUdp, "", 5353, "10.0.2.16", 53}});
     CHECK(config.nets.at(1).type == NetType::kTap);
 }
 
@@ -428,7 +437,37 @@ TEST_CASE("the [qemu] section is checked") {
           "6:9: 'accel' in [qemu] is 'xen'; write 'kvm' or 'tcg'");
     CHECK(errors_of(kQemu + "[qemu]\nextra_args = \"-snapshot\"\n") ==
           "6:14: 'extra_args' in [qemu] is a string; write an array of strings");
+    CHECK(
+        errors_of(kQemu + "[qemu]\nextra_args = [\"-vnc\", \":1\"]\n") ==
+        "6:14: '-vnc' in 'extra_args' would listen where the next QEMU is to; write vnc = \"127.0.0.1:1\" in "
+        "its place");
+    CHECK(errors_of(kQemu + "[qemu]\nvnc = \"x\"\n") ==
+          "6:7: 'vnc' in [qemu] is 'x'; write \"HOST:DISPLAY\", for example \"127.0.0.1:1\", or "
+          "\"unix:PATH\" with an absolute path");
+    CHECK(errors_of(kQemu + "[qemu]\nvnc = \":1,to=9\"\n") ==
+          "6:7: 'vnc' in [qemu] is ':1,to=9', which has the option 'to', which an update cannot carry over; "
+          "leave it out");
     CHECK(errors_of(kQemu + "[qemu]\nextra_args = [5]\n").find("strings in it only") != std::string::npos);
+}
+
+TEST_CASE("ports are forwarded to user networks, each place once") {
+    const std::string user = kQemu + "[[net]]\ntype = \"user\"\n";
+    CHECK(errors_of(user + "hostfwd = [\"tcp::22\"]\n") ==
+          "7:11: 'hostfwd' in [[net]] has 'tcp::22'; write \"PROTOCOL:[HOST]:PORT-[GUEST]:PORT\" with tcp or "
+          "udp, IPv4 addresses and ports from 1 to 65535, for example \"tcp:127.0.0.1:2222-:22\"");
+    CHECK(
+        errors_of(user + "hostfwd = [\"tcp::2222-:22\", \"tcp:0.0.0.0:2222-:23\"]\n") ==
+        "7:11: 'hostfwd' in [[net]] has 'tcp:0.0.0.0:2222-:23', a place that is forwarded already; leave one "
+        "out");
+    CHECK(errors_of(user + "hostfwd = [\"tcp::2222-:22\"]\n[[net]]\ntype = \"user\"\nhostfwd = "
+                           "[\"tcp::2222-:22\"]\n")
+              .starts_with("10:11: 'hostfwd' in [[net]] has 'tcp::2222-:22', a place"));
+    CHECK(errors_of(kQemu + "[[net]]\ntap = \"t\"\nhostfwd = [\"tcp::2222-:22\"]\n") ==
+          "7:11: 'hostfwd' in [[net]] is for type 'user'; leave it out");
+    CHECK(errors_of(user + "hostfwd = \"tcp::2222-:22\"\n").find("write an array of strings") !=
+          std::string::npos);
+    CHECK(error_with("[[net]]\ntap = \"t\"\nhostfwd = []\n") ==
+          "7:11: 'hostfwd' in [[net]] is not for driver 'native'; leave it out");
 }
 
 TEST_CASE("private RAM is QEMU's alone, and lies in no folder") {

@@ -46,6 +46,10 @@ TEST_CASE("what a second QEMU could not have is in the way") {
         {"-chardev", R"({"id":"c","backend":"socket","server":true})"}, {"-serial", "mon:stdio"},
         {"-nographic"}, {"-netdev", "tap,id=n,fd=31"}, {"-netdev", R"({"type":"tap","fds":"31:32"})"},
         {"-add-fd", "fd=3,set=1"}, {"-netdev", "user,id=n,hostfwd=tcp::2222-:22"},
+        {"-netdev", R"({"type":"user","id":"n","hostfwd":[{"str":"tcp::2222-:22"}]})"},
+        {"-netdev", "socket,id=n,listen=:1"}, {"-netdev", "socket,id=n,udp=h:1,localaddr=:2"},
+        {"-netdev", "dgram,id=n,local.type=inet,local.port=1,remote.type=inet,remote.host=h,remote.port=2"},
+        {"-netdev", R"({"type":"dgram","id":"n","local":{"type":"inet","port":"1"}})"},
         {"-netdev", "vhost-user,chardev=c"}, {"-snapshot"}, {"-display", "gtk"},
         {"-drive", "file=here.img,format=raw"}, {"-kernel", "here.img"},
         {"-blockdev", R"({"driver":"file","filename":"here.img"})"}, {"-accel", "kvm,kernel-irqchip=split"},
@@ -59,8 +63,11 @@ TEST_CASE("what a second QEMU could not have is in the way") {
 TEST_CASE("what a second QEMU can have as well is not in the way") {
     const Words fine[] = {{"-vnc", "none"}, {"-display", "none"}, {"-serial", "none"},
         {"-serial", "file:/log"}, {"-chardev", "socket,id=c,path=/s,server=off"},
-        {"-drive", "file=/a/here.img,format=raw"}, {"-netdev", "user,id=n"}, {"-name", "here.img"},
-        {"-nographic", "-serial", "none"}, {"-cpu", "host"}, {"-mem-prealloc", "-qmp", "unix:/q,server=on"}};
+        {"-drive", "file=/a/here.img,format=raw"}, {"-netdev", "user,id=n"},
+        {"-netdev", "socket,id=n,mcast=230.0.0.1:1234,localaddr=10.0.0.1"},
+        {"-netdev", R"({"type":"stream","id":"n","server":false,"addr":{"type":"unix","path":"/x"}})"},
+        {"-name", "here.img"}, {"-nographic", "-serial", "none"}, {"-cpu", "host"},
+        {"-mem-prealloc", "-qmp", "unix:/q,server=on"}};
     for (const Words& arguments : fine) {
         CAPTURE(arguments.front() + (arguments.size() > 1 ? " " + arguments.back() : ""));
         CHECK(obstacles(arguments).empty());

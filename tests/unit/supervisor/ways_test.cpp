@@ -66,6 +66,13 @@ TEST_CASE("RAM that both QEMUs map is never moved by postcopy, not even in part"
     CHECK(says(refusal(old_qemu(), old_qemu(), mixed), "would destroy it"));
 }
 
+TEST_CASE("RAM that is a file mapped privately is not moved: its pages would be taken out of the file") {
+    const GuestFacts copied{RamPlace::kCopied, false, false, ""};
+    for (const auto& asked_for : {std::optional<Way>(), std::optional<Way>(Way::kPostcopy)})
+        CHECK(
+            says(refusal(new_qemu(), new_qemu(), copied, asked_for), "a file mapped privately (share=off)"));
+}
+
 TEST_CASE("a capability that either side lacks is named, with the QEMU that lacks it") {
     for (const char* name : {"events", "late-block-activate", "x-ignore-shared"}) {
         Offer without = old_qemu();

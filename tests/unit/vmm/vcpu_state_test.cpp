@@ -33,6 +33,7 @@ struct OneVcpu {
         REQUIRE(system);
         auto vm = Vm::create(*system);
         REQUIRE(vm);
+        REQUIRE(vm->add_chips());
         auto vcpu = Vcpu::create(*system, *vm, 0);
         REQUIRE(vcpu);
         const Cpuid host = system->supported_cpuid();

@@ -115,7 +115,7 @@ void Net::was_reset() {
 Result<void> Net::open_back_end() {
     for (size_t i = 0; i < pairs_.size(); ++i)
         // Edges only: packets that the driver has no room for stay where they are, and wake nobody.
-        TRY(worker().watch(pairs_[i].tap.fd(), EPOLLIN | EPOLLOUT | EPOLLET, i));
+        TRY(worker().watch_while_free(pairs_[i].tap.fd(), EPOLLIN | EPOLLOUT | EPOLLET, i));
     return {};
 }
 

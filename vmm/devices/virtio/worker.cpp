@@ -12,6 +12,11 @@
 #include "handoff/base/futex.hpp"
 
 namespace liveupdate::vmm::virtio {
+namespace {
+
+constexpr auto kUnwatchedLook = std::chrono::milliseconds(10);
+
+} // namespace
 
 Result<void> Worker::open() {
     epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
@@ -31,6 +36,27 @@ Result<void> Worker::watch(int fd, uint32_t epoll_events, uint64_t token) {
 
 void Worker::unwatch(int fd) {
     static_cast<void>(::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr));
+}
+
+Result<void> Worker::watch_while_free(int fd, uint32_t epoll_events, uint64_t token) {
+    TRY(watch(fd, epoll_events, token)); // what cannot be watched is told of now
+    unwatch(fd);
+    shared_.push_back({fd, epoll_events, token});
+    return {};
+}
+
+// What the kernel has no memory for now is tried again with each round, and looked at now and then until it
+// is watched.
+void Worker::watch_shared() {
+    shared_watched_ = std::all_of(shared_.begin(), shared_.end(),
+        [this](const Watch& one) { return watch(one.fd, one.epoll_events, one.token).has_value(); });
+    if (!shared_watched_) unwatch_shared();
+}
+
+void Worker::unwatch_shared() {
+    for (const Watch& one : shared_)
+        unwatch(one.fd);
+    shared_watched_ = false;
 }
 
 void Worker::start(const std::string& name) {
@@ -82,11 +108,13 @@ bool Worker::begin_round() {
     for (;;) {
         if ((seen & kQuit) != 0) return false;
         if (seen != 0) {
+            if (shared_watched_ && (seen & kUpdate) != 0) unwatch_shared();
             // Parked in a system call that signals interrupt: the kernel completes requests of this thread's
             // io_uring in it.
             futex_wait(&state_, seen, Deadline::never(), FutexScope::kPrivate);
             seen = state_.load(std::memory_order_acquire);
         } else if (state_.compare_exchange_weak(seen, kWorking, std::memory_order_acq_rel)) {
+            if (!shared_watched_) watch_shared();
             return true;
         }
     }
@@ -111,12 +139,14 @@ void Worker::main() {
         for (const epoll_event& event : these)
             if (event.data.u64 != kControl) client_.ready(event.data.u64);
         client_.finish_round();
-        const Deadline wake_at = client_.wake_at();
+        Deadline wake_at = client_.wake_at();
+        if (!shared_watched_) wake_at = wake_at.earlier(Deadline::after(kUnwatchedLook));
         end_round();
         if (is_ending()) return;
         const auto before = Deadline::Clock::now();
         ready = ::epoll_wait(epoll_.get(), events.data(), events.size(), wake_at.poll_ms());
         slept_ = Deadline::Clock::now() - before;
+        if (ready == 0 && !shared_watched_) look_.store(true, std::memory_order_release);
     }
 }
 

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "handoff/base/deadline.hpp"
 #include "handoff/base/result.hpp"
@@ -54,6 +55,9 @@ public:
     // Any thread, once opened. `token` is not kControl. The descriptor outlives its watch.
     Result<void> watch(int fd, uint32_t epoll_events, uint64_t token);
     void unwatch(int fd);
+    // Only while no update holds the worker: for what another process of the guest has open, too, which would
+    // pay for telling this one's epoll of each event. Before start().
+    Result<void> watch_while_free(int fd, uint32_t epoll_events, uint64_t token);
 
     // Starts the thread, whose first round begins with look() once nothing holds it.
     void start(const std::string& name);
@@ -78,6 +82,8 @@ private:
 
     void main();
     bool begin_round();
+    void watch_shared();
+    void unwatch_shared();
     void end_round();
     void wake();
     bool is_ending() const { return (state_.load(std::memory_order_acquire) & kQuit) != 0; }
@@ -87,6 +93,13 @@ private:
     UniqueFd control_;
     std::atomic<uint32_t> state_{kUpdate};
     std::atomic<bool> look_{true};
+    struct Watch {
+        int fd = -1;
+        uint32_t epoll_events = 0;
+        uint64_t token = 0;
+    };
+    std::vector<Watch> shared_;
+    bool shared_watched_ = false;                                      // the thread's own
     std::chrono::nanoseconds slept_ = std::chrono::nanoseconds::max(); // the thread's own
     std::thread thread_;
 };

@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 
 #include <fstream>
+#include <functional>
+#include <thread>
 
 #include "tests/unit/handoff/save/fixture.hpp"
 
@@ -31,8 +33,46 @@ TEST_CASE("a guest comes back from its file, whichever way it is written and rea
         for (const Engine reading : {Engine::kRing, Engine::kCalls})
             for (const unsigned threads : {1u, 3u}) {
                 const std::string path = guest.save(folder.at(""), {threads, 4, writing});
-                CHECK(must(read_and_compare(path, guest, {threads, 2, reading})));
+                // A chunk in flight, all of them: buffers are used again, or not.
+                for (const unsigned depth : {1u, 2u, 4u})
+                    CHECK(must(read_and_compare(path, guest, {threads, depth, reading})));
+                CHECK(must(read_and_compare(path, guest, {threads, 2, reading}, RamKind::kHugetlbfs)));
             }
+}
+
+TEST_CASE("RAM that is written to a file takes nothing that is damaged, and no more space than its pages") {
+    const tests::TemporaryFolder folder;
+    const SmallGuest guest;
+    const std::string path = guest.save(folder.at(""));
+    const auto reader = must(Reader::open(path));
+    must(reader->load_tables());
+    const UniqueFd ram = must(create_sealed_memfd("ram", guest.blocks[0].size));
+    must(reader->read_block(0, ram.get(), RamKind::kMemfd));
+    struct stat status {};
+    REQUIRE(::fstat(ram.get(), &status) == 0);
+    CHECK(static_cast<uint64_t>(status.st_blocks) * 512 == 8 * kPage);
+
+    const Layout layout = Layout::of(guest.blocks);
+    const UniqueFd file = must(fd::open(path, O_WRONLY));
+    must(fd::pwrite_all(file.get(), "damage", 6, layout.blocks[0].pages_at + 300 * kPage));
+    const UniqueFd other = must(create_sealed_memfd("ram", guest.blocks[0].size));
+    CHECK_MESSAGE(reader->read_block(0, other.get(), RamKind::kMemfd).error().message.find("chunk 1") !=
+                      std::string::npos,
+        "the damaged chunk is not named");
+    CHECK(data_ranges(other.get(), kMib, kMib).empty());
+}
+
+TEST_CASE("RAM whose file takes no writes ends the reading with its reason") {
+    const tests::TemporaryFolder folder;
+    const SmallGuest guest;
+    const auto reader = must(Reader::open(guest.save(folder.at(""))));
+    must(reader->load_tables());
+    const UniqueFd ram = must(create_sealed_memfd("ram", guest.blocks[0].size));
+    const UniqueFd read_only = must(fd::open("/proc/self/fd/" + std::to_string(ram.get()), O_RDONLY));
+    const auto read = reader->read_block(0, read_only.get(), RamKind::kMemfd);
+    REQUIRE_FALSE(read);
+    CHECK(read.error().system_errno == EBADF);
+    CHECK(read.error().message.find("RAM block ram0") != std::string::npos);
 }
 
 TEST_CASE("zero pages are holes, and the file is as large as the format says") {
@@ -89,6 +129,24 @@ TEST_CASE(
     must(writer->finish(sample_guest(guest.blocks).SerializeAsString()));
     must(writer->publish());
     CHECK(must(read_and_compare(writer->path(), guest)));
+}
+
+TEST_CASE("RAM that changes at any moment while it is written has the right sums") {
+    const tests::TemporaryFolder folder;
+    const SmallGuest guest;
+    const std::jthread device([&](const std::stop_token& stop) {
+        std::mt19937 random(1);
+        for (uint64_t salt = 2; !stop.stop_requested(); ++salt) {
+            guest.ram0.fill(300, salt);
+            std::this_thread::sleep_for(std::chrono::microseconds(random() % 300));
+        }
+    });
+    for (int i = 0; i < 150; ++i) {
+        const auto reader = must(
+            Reader::open(guest.save(folder.at(""), {1, 4, i % 2 == 0 ? Engine::kCalls : Engine::kRing})));
+        must(reader->load_tables());
+        must(reader->check_block(0));
+    }
 }
 
 TEST_CASE("a block beside has no pages in the file") {
@@ -202,6 +260,33 @@ TEST_CASE("a state that this build does not understand is refused") {
     CHECK(contains(refusal([](auto& g) { g.clear_vm(); }), "name"));
     CHECK(contains(refusal([](auto& g) { g.set_epoch(UINT32_MAX); }), "epoch"));
     CHECK(contains(parse_saved_guest("\x08").error().message, "cannot be read"));
+}
+
+TEST_CASE("a guest of QEMU has its stream, or the file beside with its checksums, in place of sections") {
+    proto::SavedGuest guest = sample_guest({{"ram0", kMib, Place::kHere}});
+    guest.clear_sections();
+    guest.clear_fixed_state();
+    CHECK_FALSE(parse_saved_guest(guest.SerializeAsString()));
+    proto::SavedQemu& qemu = *guest.mutable_qemu();
+    qemu.set_version("7.2.22");
+    qemu.set_machine("pc-q35-7.2");
+    qemu.add_arguments("-nodefaults");
+    CHECK_FALSE(parse_saved_guest(guest.SerializeAsString()));
+    proto::SavedGuest beside = guest;
+    beside.mutable_qemu()->add_image_sums(1);
+    CHECK(parse_saved_guest(beside.SerializeAsString()));
+    qemu.set_stream("stream");
+    CHECK(parse_saved_guest(guest.SerializeAsString()));
+    const auto refuse = [&](const std::function<void(proto::SavedGuest&)>& change) {
+        proto::SavedGuest other = guest;
+        change(other);
+        CHECK_FALSE(parse_saved_guest(other.SerializeAsString()));
+    };
+    refuse([](auto& g) { g.mutable_qemu()->clear_version(); });
+    refuse([](auto& g) { g.mutable_qemu()->clear_machine(); });
+    refuse([](auto& g) { g.mutable_qemu()->clear_arguments(); });
+    refuse([](auto& g) { g.set_fixed_state("fixed"); });
+    refuse([](auto& g) { *g.add_sections() = sample_guest({}).sections(0); });
 }
 
 TEST_CASE("the state's RAM must be that of the file") {

@@ -26,6 +26,7 @@ public:
         : file_(must(create_sealed_memfd("test-ram", size))),
           mapping_(must(SharedMapping::map(file_.get(), 0, size, MapMode::kShared))) {}
     std::span<std::byte> bytes() const { return mapping_.bytes(); }
+    int file() const { return file_.get(); }
     std::byte* page(uint64_t n) const { return mapping_.data() + n * kPage; }
     // Makes a page its number and `salt` say.
     void fill(uint64_t n, uint64_t salt = 1) const {
@@ -107,14 +108,14 @@ struct SmallGuest {
 };
 
 // All of a file read as a restore does: the error, or whether RAM is that of `guest`.
-inline Result<bool> read_and_compare(
-    const std::string& path, const SmallGuest& guest, IoOptions options = {}) {
+inline Result<bool> read_and_compare(const std::string& path, const SmallGuest& guest, IoOptions options = {},
+    RamKind kind = RamKind::kMemfd) {
     TRY_ASSIGN(auto reader, Reader::open(path, options));
     if (reader->header().specs() != guest.blocks) return false;
     TRY(reader->load_tables());
     const Memory ram0(guest.blocks[0].size), ram1(guest.blocks[1].size);
-    TRY(reader->read_block(0, ram0.bytes()));
-    TRY(reader->read_block(1, ram1.bytes()));
+    TRY(reader->read_block(0, ram0.file(), kind));
+    TRY(reader->read_block(1, ram1.file(), kind));
     return ram0 == guest.ram0 && ram1 == guest.ram1 &&
            reader->guest().SerializeAsString() == sample_guest(guest.blocks).SerializeAsString();
 }
