@@ -19,7 +19,7 @@ using handoff::proto::Message;
 using handoff::save::PageMap;
 using handoff::save::Place;
 
-constexpr auto kBeginTime = std::chrono::seconds(2);  // to the beginning of the pause
+constexpr auto kBeginTime = std::chrono::seconds(10); // to the beginning of the pause
 constexpr auto kAnswerTime = std::chrono::seconds(5); // for answers that need no work
 constexpr auto kStopTime = std::chrono::seconds(5);   // for the source to stop the guest and put its state
 constexpr auto kEndTime = std::chrono::seconds(40);   // as after an update: a slow disk's requests end first

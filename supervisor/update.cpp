@@ -12,7 +12,7 @@ using handoff::Party;
 using handoff::Phase;
 using handoff::proto::Message;
 
-constexpr auto kArmTime = std::chrono::seconds(2);    // from arming to the beginning of the pause
+constexpr auto kArmTime = std::chrono::seconds(10);   // from arming to the beginning of the pause
 constexpr auto kAnswerTime = std::chrono::seconds(5); // for answers that need no work
 // For the source to give its VM up, once the requests that it has in flight have ended: it waits 30 s for a
 // slow disk.

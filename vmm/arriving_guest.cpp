@@ -11,7 +11,7 @@
 namespace liveupdate::vmm {
 namespace {
 
-constexpr auto kReadyTime = std::chrono::seconds(2);
+constexpr auto kReadyTime = std::chrono::seconds(10);
 constexpr uint64_t kTscTolerancePpm = 250; // what KVM itself takes for the same frequency
 
 // A saved guest reads the time off its TSC by the frequency that it has measured once.

@@ -19,7 +19,7 @@ using handoff::Phase;
 using nlohmann::json;
 
 constexpr auto kAnswerTime = std::chrono::seconds(5); // for answers that need no work
-constexpr auto kStartTime = std::chrono::seconds(2);  // from the order to migrate to the guest's stop
+constexpr auto kStartTime = std::chrono::seconds(10); // from the order to migrate to the guest's stop
 constexpr auto kEndTime = std::chrono::seconds(10);   // for a source to close its images
 constexpr auto kRollbackTime = std::chrono::seconds(30);
 constexpr auto kNoWayBackTime = std::chrono::seconds(60); // for a destination that alone can run the guest
