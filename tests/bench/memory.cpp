@@ -58,7 +58,6 @@ int measure_private(unsigned memory_mib, unsigned updates, unsigned vcpus) {
     options.backing = "private";
     options.memory_mib = memory_mib;
     options.vcpus = vcpus;
-    options.update_toml = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
     auto vm = LiveVm::start(options);
     if (!vm || !(*vm)->guest_started()) {
         std::fprintf(stderr, "bench: %s\n", vm ? "the guest did not start" : vm.error().message.c_str());

@@ -16,7 +16,7 @@ namespace {
 namespace fs = std::filesystem;
 using supervisor::Outcome;
 
-constexpr unsigned kShort = 700;     // ms, for peers that hang
+constexpr unsigned kShort = 3000;    // ms, for peers that hang
 constexpr unsigned kPatient = 15000; // ms, for peers that answer
 
 // A folder of bad binaries.
@@ -44,7 +44,7 @@ struct Expected {
 LiveVmOptions one_vm() {
     LiveVmOptions options;
     options.cmdline = "skew_us=1000";
-    options.update_toml = "probation = \"20ms\"\nblackout_limit = \"200ms\"\n";
+    options.update_toml = "probation = \"20ms\"\nblackout_limit = \"2s\"\n";
     return options;
 }
 

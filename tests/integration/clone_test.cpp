@@ -40,8 +40,8 @@ public:
         std::ofstream(world.at("config/" + name + ".toml"))
             << "[vmm]\nbinary = \"" << program("liveupdate-vmm") << "\"\n[machine]\nkernel = \""
             << guest_image(guest) << "\"\ncmdline = \"vcpus=1 " << options
-            << "\"\n[[memory]]\nsize = \"64M\"\n[console]\ntype = \"none\"\n[update]\nprobation = \"20ms\"\n"
-            << more;
+            << "\"\n[[memory]]\nsize = \"64M\"\n[console]\ntype = \"none\"\n[update]\n"
+            << kPatientUpdate << more;
     }
     // A guest that checks and changes its first 32 MiB all the time, and runs.
     void start_base() const {

@@ -23,7 +23,6 @@ unsigned rounds() {
 LiveVmOptions small_guest() {
     LiveVmOptions options;
     options.cmdline = "skew_us=1000";
-    options.update_toml = "probation = \"20ms\"\nblackout_limit = \"500ms\"\n";
     return options;
 }
 

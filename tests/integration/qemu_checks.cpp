@@ -23,7 +23,6 @@ LiveVmOptions qemu_guest() {
     options.qemu_toml =
         under_tcg() ? "cpu = \"max\"\naccel = \"tcg\"\n" : "cpu = \"host,-arch-capabilities\"\n";
     options.qemu_toml += "machine = \"q35\"\n";
-    options.update_toml = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
     options.extra_toml = "[policy]\nstop_timeout = \"0s\"\n";
     return options;
 }

@@ -98,7 +98,7 @@ TEST_CASE("a QEMU whose monitor does not answer is not waited for any longer tha
     }
     SUBCASE("the destination") {
         check_refused(*vm, program("silent_program"), "did not answer as a QEMU within the time limit",
-            {{"timeout_ms", 500}});
+            {{"timeout_ms", 2000}});
     }
 }
 

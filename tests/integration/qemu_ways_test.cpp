@@ -25,7 +25,6 @@ LiveVmOptions private_guest() {
     options.cmdline = "touch=4096";
     options.backing = "private";
     options.memory_mib = 128;
-    options.update_toml = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
     return options;
 }
 

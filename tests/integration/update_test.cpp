@@ -42,8 +42,6 @@ void check_clock(unsigned vcpus) {
     LiveVmOptions options;
     options.vcpus = vcpus;
     options.cmdline = "kvmclock=1 regs=1 skew_us=1000";
-    // Right or wrong counts here, also on emulated hardware, and not how long a vCPU takes.
-    options.update_toml = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
     const auto vm = started(options);
     const uint64_t counted = read_field(vm->report().header.shared_counter);
     update_often(*vm, vcpus);

@@ -43,8 +43,8 @@ public:
         std::ofstream(at("config/" + name + ".toml"))
             << "[vmm]\nbinary = \"" << binary << "\"\n[machine]\nkernel = \"" << guest_image("clock.elf")
             << "\"\ncmdline = \"vcpus=1\"\n[[memory]]\nsize = \"64M\"\n[console]\ntype = \"none\"\n"
-            << "[update]\nprobation = \"20ms\"\n"
-            << more;
+            << "[update]\n"
+            << kPatientUpdate << more;
     }
 
     CommandResult run(std::vector<std::string> arguments) const {

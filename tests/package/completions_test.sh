@@ -73,7 +73,7 @@ zpty line zsh -f -i
 say() { zpty -w line "$1"; }
 say "PS1=; PROMPT_EOL_MARK=; fpath=($1 \$fpath); autoload -Uz compinit; compinit -u -D; zstyle ':completion:*' verbose no; LISTMAX=0; stty -echo cols 60; bindkey -e; bindkey '^I' expand-or-complete; echo READY"
 all=
-read_until() { local i part; for (( i = 0; i < 200; i++ )); do if zpty -rt line part; then all+=$part; [[ $all == *$~1* ]] && return 0; else sleep 0.02; fi; done; return 1; }
+read_until() { local i part; for (( i = 0; i < 1500; i++ )); do if zpty -rt line part; then all+=$part; [[ $all == *$~1* ]] && return 0; else sleep 0.02; fi; done; return 1; }
 read_until $'*\nREADY*' || exit 1
 shift
 for pair in "$@"; do

@@ -52,7 +52,7 @@ struct LinuxVmOptions {
     Runner runner = Runner::kSupervisor;
     std::string work = "lu.clock=1"; // beside the words for disks and network, which are added
     std::string disk_toml;           // in each [[disk]]
-    std::string update_toml = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
+    std::string update_toml = kPatientUpdate;
     std::string qemu_toml; // not empty: in QEMU, with this [qemu] section, and qcow2 images of the disks
     std::string vmm;       // path of the first binary; empty: liveupdate-vmm
 };

@@ -35,15 +35,18 @@ std::string why_no_kvm();
 std::string program(const std::string& name);     // e.g. "liveupdate-vmm"
 std::string guest_image(const std::string& name); // e.g. "clock.elf"
 
+// An [update] section for tests: a machine that is busy for a while fails none.
+inline constexpr const char* kPatientUpdate = "probation = \"20ms\"\nblackout_limit = \"5s\"\n";
+
 struct LiveVmOptions {
     std::string vmm;                 // path of the first binary; empty: liveupdate-vmm
     std::string guest = "clock.elf"; // or "firmware.bin", or a path
     std::string initrd;              // path; empty: none
     unsigned vcpus = 1;
     unsigned memory_mib = 64;
-    std::string cmdline;                                // beside vcpus= and witness=, which are added
-    std::string extra_toml;                             // appended
-    std::string update_toml = "probation = \"20ms\"\n"; // the [update] section
+    std::string cmdline;                      // beside vcpus= and witness=, which are added
+    std::string extra_toml;                   // appended
+    std::string update_toml = kPatientUpdate; // the [update] section
     std::string console_toml = "type = \"none\"\n";
     std::string backing = "memfd";              // of private RAM only report() can be read, and not written
     std::string backing_directory = "/dev/shm"; // of tmpfs and hugetlbfs
@@ -78,7 +81,7 @@ public:
 
     // Waits until `condition` holds; false at the deadline.
     static bool eventually(
-        const std::function<bool()>& condition, std::chrono::milliseconds limit = std::chrono::seconds(10));
+        const std::function<bool()>& condition, std::chrono::milliseconds limit = std::chrono::seconds(60));
     // Maps what the supervisor holds; once more after the guest was started anew, which gives it new RAM.
     Result<void> map_guest();
     // Waits until the guest's main loop runs on all vCPUs.

@@ -6,12 +6,6 @@ vmm=/usr/libexec/liveupdate/liveupdate-vmm
 
 install_vmm() { inside sh -c "cp $1 $vmm.new && mv $vmm.new $vmm"; }
 sound() { contains "$(guest demo)" "errors=0 violations=0"; }
-wait_for() { # WHAT COMMAND...
-    local what=$1 i
-    shift
-    for (( i = 0; i < 200; i++ )); do if "$@" 2>/dev/null; then return; fi; sleep 0.05; done
-    fail "$what"
-}
 id_of() { sed -n "s/.*EventKind::k$1, \"\([0-9a-f]*\)\".*/\1/p" "$source/supervisor/journal.cpp"; }
 event() { inside journalctl --no-pager -q -o cat "MESSAGE_ID=$(id_of "$1")" LIVEUPDATE_VM=demo; } # KIND: its messages
 explained() { inside journalctl --no-pager -q -x "MESSAGE_ID=$(id_of "$1")" LIVEUPDATE_VM=demo; }

@@ -41,11 +41,12 @@ install_vmm "$build/bin/liveupdate-vmm"
 sed -i 's/50ms/2s/' "$work/vms/demo.toml"
 inside cp "$work/vms/demo.toml" /etc/liveupdate/vms/
 inside kill -9 "$pid" # a new supervisor reads the file anew
-for (( i = 0; i < 100; i++ )); do [[ $(main_pid demo) != "$pid" && $(state demo) == active ]] && break; sleep 0.05; done
+has_successor() { [[ $(main_pid demo) != "$pid" && $(state demo) == active ]]; }
+wait_for "no supervisor came after the one that was killed" has_successor
 pid=$(main_pid demo)
 inside liveupdate now demo >/dev/null & update=$!
-for (( i = 0; i < 100; i++ )); do [[ $(state demo) == reloading ]] && break; sleep 0.02; done
-[[ $(state demo) == reloading ]] || fail "the unit is $(state demo) in an update"
+is_reloading() { [[ $(state demo) == reloading ]]; }
+wait_for "the unit does not reload in an update" is_reloading
 reload || fail "the reload"
 wait "$update" || fail "the update"
 [[ $(status_of demo vmm.version) == 0.1.0 && $(main_pid demo) == "$pid" ]] || fail "not updated"

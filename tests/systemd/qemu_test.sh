@@ -18,12 +18,6 @@ sound() { # the guests run in one QEMU each, and none was started twice
     wait_for "there is not one QEMU for each guest" two_qemus
 }
 two_qemus() { (( $(inside pgrep -c qemu-system) == 2 )); }
-wait_for() { # WHAT COMMAND...
-    local what=$1 i
-    shift
-    for (( i = 0; i < 200; i++ )); do if "$@" 2>/dev/null; then return; fi; sleep 0.05; done
-    fail "$what"
-}
 has_successor() { # of the main process PID of a VM NAME
     local now
     now=$(main_pid "$1")

@@ -71,29 +71,25 @@ say "$kills x kill -9, also during updates"
     done
 ) &
 updater=$!
+is_back() { # of the main process PID
+    local now
+    now=$(main_pid demo)
+    (( now > 1 && now != $1 )) && [[ $(state demo) == active || $(state demo) == reloading ]]
+}
 for (( i = 0; i < kills; i++ )); do
     sleep "0.$(( RANDOM % 6 ))$(( RANDOM % 10 ))"
     pid=$(main_pid demo)
     (( pid > 1 )) || continue
     inside kill -9 "$pid"
-    for (( wait = 0; wait < 200; wait++ )); do
-        now=$(main_pid demo)
-        if (( now > 1 && now != pid )) && [[ $(state demo) == active || $(state demo) == reloading ]]; then break; fi
-        sleep 0.05
-    done
-    (( wait < 200 )) || fail "the unit did not come back after kill $i: $(state demo)"
+    wait_for "the unit did not come back after kill $i" is_back "$pid"
 done
 touch "$work/enough"
 wait "$updater"
 (( $(inside systemctl show -P NRestarts liveupdate@demo) >= kills )) || fail "it was not restarted so often"
 sound
 (( $(counter) > before )) || fail "the guest was restarted"
-for (( i = 0; i < 100; i++ )); do
-    owners=$(inside pgrep -c liveupdate-vmm)
-    if (( owners == 1 )); then break; fi # the others end by themselves
-    sleep 0.05
-done
-(( owners == 1 )) || fail "$owners VMMs are left"
+is_alone() { (( $(inside pgrep -c liveupdate-vmm) == 1 )); } # the others end by themselves
+wait_for "more than one VMM is left, or none" is_alone
 starts=$(inside journalctl --no-pager -q -o cat MESSAGE_ID=2cb2aaa5fc8d4f04abeb1e14bb0a437a LIVEUPDATE_VM=demo | wc -l)
 (( starts == 1 )) || fail "the guest was started $starts times"
 adoptions=$(inside journalctl --no-pager -q -o cat MESSAGE_ID=e941f4631b714744b527e2ef1aa1e878 LIVEUPDATE_VM=demo | grep -c adopted) ||
@@ -105,7 +101,8 @@ say "a rollback is known to a supervisor that was killed"
 inside liveupdate now demo --binary "$build/bin/liveupdate-vmm-next" >/dev/null || true
 previous=$(status_of demo previous.build_id)
 inside kill -9 "$(main_pid demo)"
-for (( i = 0; i < 100; i++ )); do [[ $(state demo) == active ]] && status_of demo state >/dev/null && break; sleep 0.05; done
+answers() { [[ $(state demo) == active ]] && status_of demo state >/dev/null; }
+wait_for "the unit did not come back" answers
 [[ $(status_of demo previous.build_id) == "$previous" ]] || fail "the previous binary is forgotten"
 inside liveupdate rollback demo >/dev/null || fail "no rollback"
 
@@ -135,7 +132,7 @@ sound
 
 say "a guest whose VMM died with its supervisor is lost, and not started anew in silence"
 inside sh -c "kill -9 $(status_of demo vmm.pid) $(main_pid demo)"
-for (( i = 0; i < 100; i++ )); do [[ $(status_of demo state 2>/dev/null) == lost ]] && break; sleep 0.05; done
-[[ $(status_of demo state) == lost ]] || fail "the guest is $(status_of demo state)"
+is_lost() { [[ $(status_of demo state) == lost ]]; }
+wait_for "the guest is not lost" is_lost
 inside systemctl stop liveupdate@demo
 say "passed"

@@ -69,7 +69,8 @@ inside systemctl start --wait liveupdate-window.service
 [[ $(status_of demo vmm.pid) == "$before" ]] || fail "updated in a window that the policy has no more"
 policy $'policy = "window"\nwindow = "*-*-* 03:00"'
 inside systemctl start liveupdate-window.service
-for (( i = 0; i < 100; i++ )); do [[ $(status_of demo outdated) == False ]] && break; sleep 0.1; done
+is_up_to_date() { [[ $(status_of demo outdated) == False ]]; }
+wait_for "the window came and nothing was updated" is_up_to_date
 [[ $(status_of demo vmm.version) == 0.1.0 ]] || fail "the window came and nothing was updated"
 inside systemctl stop liveupdate-window.timer
 

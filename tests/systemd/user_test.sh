@@ -47,10 +47,8 @@ say "the supervisor is killed"
 pid=$(pid_of_vmm)
 supervisor=$(field MainPID)
 inside kill -9 "$supervisor"
-for (( i = 0; i < 100; i++ )); do
-    if [[ $(field ActiveState) == active && $(field MainPID) != "$supervisor" ]]; then break; fi
-    sleep 0.05
-done
+has_successor() { [[ $(field ActiveState) == active && $(field MainPID) != "$supervisor" ]]; }
+wait_for "no supervisor came after the one that was killed" has_successor
 [[ $(pid_of_vmm) == "$pid" ]] || fail "another VMM runs"
 sound
 
