@@ -2,12 +2,12 @@
 
 #include <signal.h>
 #include <unistd.h>
-#include <x86intrin.h>
 
 #include <algorithm>
 #include <chrono>
 
 #include "handoff/base/fd.hpp"
+#include "handoff/base/host_clocks.hpp"
 #include "handoff/negotiation.hpp"
 #include "supervisor/left_over_save.hpp"
 #include "supervisor/touched_pages.hpp"
@@ -187,8 +187,9 @@ Result<void> GuestSave::collect_state() {
         out.mutable_section()->set_capacity(sections[i].capacity);
         out.set_state(std::move(*bytes));
     }
-    state_.mutable_clocks()->set_monotonic_ns(monotonic_ns());
-    state_.mutable_clocks()->set_tsc(__rdtsc());
+    const HostClocks clocks = host_clocks();
+    state_.mutable_clocks()->set_monotonic_ns(clocks.monotonic_ns);
+    state_.mutable_clocks()->set_tsc(clocks.tsc);
     const auto now = std::chrono::system_clock::now().time_since_epoch();
     state_.set_saved_unix_ms(
         static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count()));

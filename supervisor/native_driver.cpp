@@ -23,11 +23,12 @@ using handoff::proto::GuestEvent;
 using handoff::proto::Message;
 
 constexpr auto kLaunchTime = std::chrono::seconds(30);
-constexpr auto kConnectTime = std::chrono::seconds(2);
-constexpr auto kAdoptTime = std::chrono::seconds(2);
-constexpr auto kOthersEndTime = std::chrono::seconds(3); // of VMMs that have no guest and no supervisor
-constexpr size_t kMostWords = 500;                       // of a VMM, about what it waits for
-constexpr auto kAskTime = std::chrono::seconds(2);       // for a VMM to answer
+// A destination that a former supervisor has armed answers when it has given up, within about as long.
+constexpr auto kConnectTime = std::chrono::seconds(10);
+constexpr auto kAdoptTime = std::chrono::seconds(10);
+constexpr auto kOthersEndTime = std::chrono::seconds(10); // of VMMs that have no guest and no supervisor
+constexpr size_t kMostWords = 500;                        // of a VMM, about what it waits for
+constexpr auto kAskTime = std::chrono::seconds(2);        // for a VMM to answer
 
 // Of the runtime folder.
 std::vector<std::string> sockets_in(const std::string& directory) {

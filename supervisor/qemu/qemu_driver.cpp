@@ -24,7 +24,7 @@ namespace {
 
 constexpr auto kLaunchTime = std::chrono::seconds(30);
 constexpr auto kAnswerTime = std::chrono::seconds(5);
-constexpr auto kFindTime = std::chrono::seconds(2);
+constexpr auto kFindTime = std::chrono::seconds(5);
 constexpr auto kOthersEndTime = std::chrono::seconds(3); // of QEMUs that have no monitor yet
 constexpr auto kLook = std::chrono::milliseconds(50);
 constexpr auto kQuitTime = std::chrono::seconds(2);

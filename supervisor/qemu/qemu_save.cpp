@@ -6,13 +6,13 @@
 #include <sys/stat.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
-#include <x86intrin.h>
 
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
 
 #include "handoff/base/fd.hpp"
+#include "handoff/base/host_clocks.hpp"
 #include "handoff/manifest.hpp"
 #include "supervisor/left_over_save.hpp"
 #include "supervisor/qemu/command_line.hpp"
@@ -309,8 +309,9 @@ Result<void> QemuSave::stop_guest() {
             return Error(ErrorCode::kRefused, "the guest ended while it was being saved");
         if (each.name == "STOP") stopped_us_ = each.unix_us;
     }
-    state_.mutable_clocks()->set_monotonic_ns(monotonic_ns());
-    state_.mutable_clocks()->set_tsc(__rdtsc());
+    const HostClocks clocks = host_clocks();
+    state_.mutable_clocks()->set_monotonic_ns(clocks.monotonic_ns);
+    state_.mutable_clocks()->set_tsc(clocks.tsc);
     state_.set_saved_unix_ms(unix_us() / 1000);
     return {};
 }

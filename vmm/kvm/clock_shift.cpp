@@ -1,10 +1,8 @@
 #include "vmm/kvm/clock_shift.hpp"
 
-#include <x86intrin.h>
-
 #include <algorithm>
 
-#include "handoff/base/deadline.hpp"
+#include "handoff/base/host_clocks.hpp"
 
 namespace liveupdate::vmm {
 namespace {
@@ -28,7 +26,8 @@ void count_from_later(state::Pit& pit, uint64_t stopped_ns) {
 } // namespace
 
 ClockShift ClockShift::since(uint64_t monotonic, uint64_t counter) {
-    return {liveupdate::monotonic_ns() - monotonic, __rdtsc() - counter};
+    const HostClocks now = host_clocks();
+    return {now.monotonic_ns - monotonic, now.tsc - counter};
 }
 
 void ClockShift::move(state::Vcpu& vcpu) const {

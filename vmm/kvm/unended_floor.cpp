@@ -1,5 +1,7 @@
 #include "vmm/kvm/unended_floor.hpp"
 
+#include <utility>
+
 namespace liveupdate::vmm {
 
 int64_t UnendedFloor::look(int64_t unended, int64_t ended) {
@@ -9,10 +11,12 @@ int64_t UnendedFloor::look(int64_t unended, int64_t ended) {
     }
     if (least_ == 0 || unended < least_ || unended > least_ + 1) {
         least_ = unended;
-        ended_at_first_ = ended;
+        ended_at_last_ = ended;
+        steady_ = 0;
         return 0;
     }
-    return ended - ended_at_first_ < kSteady ? 0 : least_;
+    if (ended != std::exchange(ended_at_last_, ended)) ++steady_;
+    return steady_ < kSteady ? 0 : least_;
 }
 
 } // namespace liveupdate::vmm

@@ -6,7 +6,7 @@
 // raises what is owed as soon as one is ended. A mistake stands still while the guest ends one interrupt
 // after the other: the difference is it, or one more while an interrupt is in flight.
 //
-// Numbers only; whoever uses it looks at least twice in each period.
+// Numbers only; whoever uses it looks about twice in each period.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,9 @@ namespace liveupdate::vmm {
 
 class UnendedFloor {
 public:
-    // How many interrupts the guest ends, one after the other, before a difference is taken for a mistake.
+    // How many looks must find the same difference, each with interrupts ended since the one before, until it
+    // is taken for a mistake. Not how many interrupts: on a busy host many are ended between two looks, and
+    // what the difference was meanwhile has been seen by nobody.
     static constexpr int64_t kSteady = 64;
 
     // `unended`: due or raised, and not ended; `ended`: ended so far. Returns how many will never be ended; 0
@@ -25,7 +27,8 @@ public:
 
 private:
     int64_t least_ = 0; // 0: nothing has been seen
-    int64_t ended_at_first_ = 0;
+    int64_t ended_at_last_ = 0;
+    int64_t steady_ = 0;
 };
 
 } // namespace liveupdate::vmm

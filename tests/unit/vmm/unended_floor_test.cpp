@@ -27,6 +27,13 @@ TEST_CASE("nothing is told before the guest has ended enough") {
     CHECK(floor.look(3, UnendedFloor::kSteady) == 3);
 }
 
+TEST_CASE("looks that are far apart say nothing of what was between them") {
+    UnendedFloor floor;
+    CHECK(floor.look(30, 0) == 0);
+    for (int64_t i = 1; i < UnendedFloor::kSteady; ++i)
+        CHECK(floor.look(30, i * 100) == 0);
+}
+
 TEST_CASE("a guest that ends nothing has lost nothing") {
     UnendedFloor floor;
     int64_t found = 0;
