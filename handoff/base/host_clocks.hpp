@@ -15,11 +15,11 @@ struct HostClocks {
     uint64_t tsc = 0;
 };
 
-// The best of some readings, each the TSC between two of CLOCK_MONOTONIC; no more are taken than one good one
-// needs. `monotonic` and `tsc` read a clock.
+// The least disturbed of some readings, each the TSC between two of CLOCK_MONOTONIC, up to the first good
+// one. `monotonic` (ns) and `tsc` (ticks) read a clock.
 template <typename Monotonic, typename Tsc>
 HostClocks read_together(Monotonic monotonic, Tsc tsc) {
-    constexpr uint64_t kGoodNs = 200; // twice what a reading takes
+    constexpr uint64_t kGoodNs = 200;
     constexpr int kTries = 64;
     HostClocks best;
     uint64_t least = UINT64_MAX;
