@@ -39,6 +39,7 @@ constexpr unsigned most_chunks(unsigned depth) {
 class Work {
 public:
     explicit Work(uint64_t count, int cancel_fd = -1) : count_(count), cancel_fd_(cancel_fd) {}
+    uint64_t count() const { return count_; }
     bool take(uint64_t& item) {
         item = next_.fetch_add(1, std::memory_order_relaxed);
         pollfd cancel{cancel_fd_, POLLIN, 0};
@@ -64,15 +65,16 @@ private:
     Error error_{ErrorCode::kInternal, ""};
 };
 
-// Runs `body`, which takes from `work` until there is nothing left, in so many threads; the first error.
+// Runs `body`, which takes from `work` until there is nothing left, in so many threads, but in no more than
+// find something to do: a guest may stand still meanwhile. The first error.
 inline Result<void> in_threads(unsigned threads, Work& work, const std::function<Result<void>()>& body) {
     const auto guarded = [&] {
         if (auto done = body(); !done) work.fail(std::move(done).error());
     };
     std::vector<std::thread> helpers;
-    for (unsigned i = 1; i < threads; ++i)
+    for (unsigned i = 1; i < threads && i < work.count(); ++i)
         helpers.emplace_back(guarded);
-    guarded();
+    if (work.count() > 0) guarded();
     for (std::thread& helper : helpers)
         helper.join();
     return work.result();

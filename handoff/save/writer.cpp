@@ -182,13 +182,16 @@ Result<void> Writer::write_chunk(Pass& pass, IoQueue& queue, Going& going) {
 // it is the file that is summed.
 Result<void> Writer::sum_what_is_due() {
     for (Block& block : blocks_) {
-        Work work(block.sums.size(), options_.cancel_fd);
+        std::vector<uint64_t> due;
+        for (uint64_t chunk = 0; chunk < block.sum_due.size(); ++chunk)
+            if (block.sum_due[chunk] != 0) due.push_back(chunk);
+        Work work(due.size(), options_.cancel_fd);
         auto summed = in_threads(options_.threads, work, [&]() -> Result<void> {
             TRY_ASSIGN(const PageBuffer bytes, page_buffer(kChunk));
             uint32_t pending = 0; // outlives the queue
             IoQueue queue(*file_, options_.depth, options_.engine);
-            for (uint64_t chunk = 0; work.take(chunk);) {
-                if (block.sum_due[chunk] == 0) continue;
+            for (uint64_t i = 0; work.take(i);) {
+                const uint64_t chunk = due[i];
                 const PageRun pages = pages_of_chunk(chunk, block.written.pages());
                 Result<void> begun;
                 block.written.runs(pages, [&](PageRun run) {
