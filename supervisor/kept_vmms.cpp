@@ -13,9 +13,6 @@
 namespace liveupdate::supervisor {
 namespace {
 
-constexpr std::string_view kPidfd = "vmm-";
-constexpr std::string_view kSession = "session-";
-
 using FileId = std::pair<dev_t, ino_t>;
 
 std::optional<FileId> id_of(const std::string& path) {
@@ -37,18 +34,18 @@ std::vector<std::string> session_sockets(
     for (const std::string& path : paths)
         add(path);
     for (const auto& [name, file] : kept)
-        if (name.starts_with(kSession)) add("/proc/self/fd/" + std::to_string(file.get()));
+        if (name.starts_with(kKeptSession)) add("/proc/self/fd/" + std::to_string(file.get()));
     return found;
 }
 
 Result<void> await_end_of_kept(const handoff::NamedFds& kept, Deadline deadline, const std::string& folder) {
     for (const auto& [name, file] : kept) {
-        if (!name.starts_with(kPidfd)) continue;
+        if (!name.starts_with(kKeptPidfd)) continue;
         pollfd polled{file.get(), POLLIN, 0};
         while (::poll(&polled, 1, deadline.poll_ms()) < 0 && errno == EINTR) {
         }
         if (!fd::process_gone(file.get()))
-            return Error(ErrorCode::kBusy, "the VMM with pid " + name.substr(kPidfd.size()) +
+            return Error(ErrorCode::kBusy, "the VMM with pid " + name.substr(kKeptPidfd.size()) +
                                                " lives, but nobody answers at its socket in " + folder +
                                                "; a second one is not started beside it");
     }

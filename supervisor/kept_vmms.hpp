@@ -1,8 +1,9 @@
-// VMMs of a former supervisor, by what the service manager has kept of them: "session-PID", the socket that
-// one listens at, as a file, and "vmm-PID", its pidfd.
+// VMMs of a former supervisor, by what the service manager has kept of them: "vmm-PID", a pidfd, and
+// "session-PID", the socket that one listens at, as a file, or our end of a QEMU's monitor.
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "handoff/base/deadline.hpp"
@@ -10,6 +11,9 @@
 #include "handoff/channel.hpp"
 
 namespace liveupdate::supervisor {
+
+inline constexpr std::string_view kKeptPidfd = "vmm-";
+inline constexpr std::string_view kKeptSession = "session-";
 
 // Those of `paths` that exist, and a path each for those that were kept and have another name or none. What
 // was kept outlives the folder that it was made in.

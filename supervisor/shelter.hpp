@@ -11,7 +11,9 @@ namespace liveupdate::supervisor {
 struct StartedVmm {
     pid_t pid = 0;
     int pidfd = -1;
-    int session_file = -1; // O_PATH: the socket that it listens at for a supervisor; -1: it has none
+    // What a later supervisor speaks to it through: the socket that it listens at, as a file (O_PATH), or our
+    // end of QEMU's monitor. -1: there is none.
+    int session_file = -1;
 };
 
 // Called with each VMM that was started, before it is given anything, on the thread that starts it.

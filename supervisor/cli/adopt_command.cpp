@@ -9,7 +9,7 @@
 #include "supervisor/cli/app.hpp"
 #include "supervisor/cli/commands.hpp"
 #include "supervisor/qemu/foreign_qemu.hpp"
-#include "supervisor/qemu/qemu_process.hpp"
+#include "supervisor/qemu/qemu_folder.hpp"
 #include "supervisor/units.hpp"
 
 namespace liveupdate::supervisor::cli {
@@ -30,7 +30,7 @@ Result<std::string> absolute_path(const std::string& path) {
     return absolute.lexically_normal().string();
 }
 
-std::string monitors(const Paths& paths, const std::string& name) {
+std::string qemu_folder(const Paths& paths, const std::string& name) {
     return paths.vm_runtime_dir(name) + "/qemu";
 }
 
@@ -60,11 +60,11 @@ Result<void> check_nobody_runs(const Paths& paths, const std::string& name, pid_
     };
     if (has_supervisor(paths, name)) return refuse("a supervisor of '" + name + "' runs");
     if (has_vmm(folder)) return refuse("a VMM of '" + name + "' may run");
-    if (::access(monitors(paths, name).c_str(), F_OK) < 0) return {};
+    if (::access(qemu_folder(paths, name).c_str(), F_OK) < 0) return {};
     TRY_ASSIGN(
-        const bool nobody, qemu::MonitorFolder(monitors(paths, name)).nobody_lives(Deadline::after({})));
+        const bool nobody, qemu::QemuFolder(qemu_folder(paths, name)).nobody_lives(Deadline::after({})));
     if (!nobody) return refuse("a QEMU of '" + name + "' runs");
-    TRY_ASSIGN(const auto other, qemu::find_adopted(monitors(paths, name)));
+    TRY_ASSIGN(const auto other, qemu::find_adopted(qemu_folder(paths, name)));
     if (other && other->pid != adopted)
         return refuse("the QEMU with pid " + std::to_string(other->pid) + " was adopted as '" + name + "'");
     return {};
@@ -75,14 +75,14 @@ Result<void> hand_over(
     const Paths& paths, const std::string& name, const qemu::ForeignQemu& found, const std::string& monitor) {
     TRY(make_directories(paths.config_dir));
     TRY(make_directories(paths.vm_runtime_dir(name)));
-    TRY(qemu::keep_adopted(monitors(paths, name), found.adopted, monitor));
+    TRY(qemu::keep_adopted(qemu_folder(paths, name), found.adopted, monitor));
     return fd::write_file_atomically(paths.config(name), qemu::vm_file_of(found), 0640);
 }
 
 // Nothing of ours is left beside a guest that is not ours.
 void take_back(const Paths& paths, const std::string& name) {
     ::unlink(paths.config(name).c_str());
-    qemu::drop_adopted(monitors(paths, name));
+    qemu::drop_adopted(qemu_folder(paths, name));
 }
 
 ExitCode run_adopt(CliIo& io, const AdoptArguments& arguments) {

@@ -14,31 +14,44 @@ namespace liveupdate::supervisor::qemu {
 namespace {
 
 constexpr size_t kLongestCommandLine = size_t{1} << 20;
-constexpr int kStartTime = 22; // the field of proc_pid_stat(5)
+// Fields of proc_pid_stat(5).
+constexpr int kState = 3;
+constexpr int kParent = 4;
+constexpr int kStartTime = 22;
 
 std::string file_in(const std::string& folder) {
     return folder + "/adopted.json";
 }
 
-std::string link_in(const std::string& folder) {
-    return folder + "/qmp-" + std::to_string(kAdoptedParticipant) + ".sock";
-}
-
-} // namespace
-
-Result<uint64_t> start_ticks_of(pid_t pid) {
+Result<std::string> field_of(pid_t pid, int wanted) {
     const auto text = fd::read_file("/proc/" + std::to_string(pid) + "/stat", 4096);
     const size_t name_end = text ? text->rfind(')') : std::string::npos;
     if (name_end == std::string::npos)
         return Error(ErrorCode::kNotFound, "there is no process " + std::to_string(pid));
     std::istringstream fields(text->substr(name_end + 1));
     std::string field;
-    fields >> field; // its state
-    if (field == "Z" || field == "X")
-        return Error(ErrorCode::kNotFound, "process " + std::to_string(pid) + " has ended");
-    for (int number = 4; number <= kStartTime; ++number)
+    for (int number = kState; number <= wanted; ++number) {
         fields >> field;
-    return std::strtoull(field.c_str(), nullptr, 10);
+        if (number == kState && (field == "Z" || field == "X"))
+            return Error(ErrorCode::kNotFound, "process " + std::to_string(pid) + " has ended");
+    }
+    return field;
+}
+
+} // namespace
+
+Result<uint64_t> start_ticks_of(pid_t pid) {
+    TRY_ASSIGN(const std::string ticks, field_of(pid, kStartTime));
+    return std::strtoull(ticks.c_str(), nullptr, 10);
+}
+
+Result<pid_t> parent_of(pid_t pid) {
+    TRY_ASSIGN(const std::string parent, field_of(pid, kParent));
+    return static_cast<pid_t>(std::strtol(parent.c_str(), nullptr, 10));
+}
+
+std::string adopted_monitor(const std::string& folder) {
+    return folder + "/qmp-" + std::to_string(kAdoptedParticipant) + ".sock";
 }
 
 Result<std::vector<std::string>> arguments_of(pid_t pid) {
@@ -59,7 +72,7 @@ Result<void> keep_adopted(const std::string& folder, const AdoptedQemu& adopted,
     const nlohmann::json json = {
         {"pid", adopted.pid}, {"start_ticks", adopted.start_ticks}, {"arguments", adopted.arguments}};
     TRY(fd::write_file_atomically(file_in(folder), json.dump() + "\n", 0600));
-    const std::string link = link_in(folder);
+    const std::string link = adopted_monitor(folder);
     if (::unlink(link.c_str()) < 0 && errno != ENOENT) return Error::from_errno("remove " + link);
     if (::symlink(monitor.c_str(), link.c_str()) < 0) return Error::from_errno("link " + link);
     return {};
@@ -67,7 +80,7 @@ Result<void> keep_adopted(const std::string& folder, const AdoptedQemu& adopted,
 
 void drop_adopted(const std::string& folder) {
     struct stat status {};
-    const std::string link = link_in(folder);
+    const std::string link = adopted_monitor(folder);
     if (::lstat(link.c_str(), &status) == 0 && S_ISLNK(status.st_mode)) ::unlink(link.c_str());
     ::unlink(file_in(folder).c_str());
 }

@@ -25,11 +25,13 @@ struct AdoptedQemu {
 Result<void> keep_adopted(const std::string& folder, const AdoptedQemu& adopted, const std::string& monitor);
 // Takes back what keep_adopted() has left, all or half of it; nothing else.
 void drop_adopted(const std::string& folder);
+std::string adopted_monitor(const std::string& folder); // that link
 // Empty when there is none, or when its process has ended.
 Result<std::optional<AdoptedQemu>> find_adopted(const std::string& folder);
 
 // kNotFound: there is no such process.
 Result<uint64_t> start_ticks_of(pid_t pid);
+Result<pid_t> parent_of(pid_t pid);
 // The arguments of a process without its name.
 Result<std::vector<std::string>> arguments_of(pid_t pid);
 

@@ -2,7 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "supervisor/qemu/qemu_process.hpp"
+#include "supervisor/qemu/descriptors.hpp"
 #include "supervisor/qemu/vnc.hpp"
 
 namespace liveupdate::supervisor::qemu {

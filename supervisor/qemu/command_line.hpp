@@ -16,7 +16,7 @@ inline constexpr const char* kConsoleId = "console"; // of the character device;
 enum class RamMapping { kShared, kPrivate };
 
 // `machine_type` is the one that the guest is pinned to; the VM file's options are put behind it. What goes
-// to a descriptor is written with the numbers of qemu_process.hpp.
+// to a descriptor is written with the numbers of descriptors.hpp.
 std::vector<std::string> guest_arguments(
     const VmConfig& config, const std::string& machine_type, RamMapping mapping = RamMapping::kShared);
 

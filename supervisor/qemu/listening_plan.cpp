@@ -4,8 +4,8 @@
 
 #include <optional>
 
+#include "supervisor/qemu/descriptors.hpp"
 #include "supervisor/qemu/options.hpp"
-#include "supervisor/qemu/qemu_process.hpp"
 
 namespace liveupdate::supervisor::qemu {
 namespace {

@@ -11,13 +11,13 @@
 #include "supervisor/kept_vmms.hpp"
 #include "supervisor/qemu/adopted.hpp"
 #include "supervisor/qemu/command_line.hpp"
+#include "supervisor/qemu/living_qemus.hpp"
 #include "supervisor/qemu/moved_places.hpp"
 #include "supervisor/qemu/qemu_restore.hpp"
 #include "supervisor/qemu/qemu_save.hpp"
 #include "supervisor/qemu/qemu_update.hpp"
 #include "supervisor/qemu/recovery.hpp"
 #include "supervisor/qemu/run_state.hpp"
-#include "supervisor/qemu/strays.hpp"
 
 namespace liveupdate::supervisor::qemu {
 namespace {
@@ -47,21 +47,20 @@ Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
         if (!adopted) drop_adopted(folder_.path()); // of one that has ended
         std::vector<QemuProcess> found;
         Result<void> done;
-        const auto monitors = folder_.monitors(kept);
-        for (const auto& monitor : monitors) {
-            auto process = QemuProcess::find(monitor, folder_, Deadline::after(kFindTime));
-            if (process) {
+        // Any of them may run the guest: a second one beside it would be worse than none.
+        const auto take = [&](Result<QemuProcess> process, pid_t pid) {
+            if (process)
                 found.push_back(std::move(*process));
-            } else if (process.error().code == ErrorCode::kNotFound) {
-                if (monitor.participant != kAdoptedParticipant || !adopted)
-                    ::unlink(monitor.path.c_str()); // none of what was kept
-            } else {
-                // It may run the guest: a second one beside it would be worse than none.
-                done = Error(process.error().code, "the QEMU at " + folder_.socket(monitor.participant) +
+            else if (process.error().code != ErrorCode::kNotFound)
+                done = Error(process.error().code, "the QEMU with pid " + std::to_string(pid) +
                                                        " lives, but cannot be adopted (" +
                                                        process.error().message + "); end it, or wait");
-            }
+        };
+        for (LivingQemu& each : living_qemus(folder_, kept)) {
+            const pid_t pid = each.pid;
+            take(QemuProcess::find(std::move(each), Deadline::after(kFindTime)), pid);
         }
+        if (adopted) take(QemuProcess::find(*adopted, folder_, Deadline::after(kFindTime)), adopted->pid);
         const bool missing = adopted && std::none_of(found.begin(), found.end(), [](const auto& each) {
             return each.participant() == kAdoptedParticipant;
         });
@@ -83,9 +82,8 @@ Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
         TRY_ASSIGN(const bool nobody, folder_.nobody_lives(Deadline::after(kLook)));
         anybody = !nobody;
         if (anybody && settled.passed())
-            return Error(ErrorCode::kBusy, "a QEMU of this VM lives, but none answers at a monitor in " +
-                                               paths_.vm_runtime_dir(config_.name) +
-                                               "/qemu; a second one is not started beside it");
+            return Error(ErrorCode::kBusy, "a QEMU of this VM lives, but none has a monitor of this "
+                                           "supervisor's; a second one is not started beside it");
     }
     if (vmm_) return Adoption::kAdopted;
     TRY(await_end_of_kept(kept, settled, folder_.path()));
@@ -234,7 +232,7 @@ Result<void> QemuDriver::start_pinned(const OpenBinary& binary, const Shelter& s
         if (deprecated)
             spdlog::warn("{}: {}", config_.name, deprecation_note(wanted, vmm_.monitor().version()));
     }
-    shelter({vmm_.pid(), vmm_.pidfd(), vmm_.monitor_file()});
+    shelter({vmm_.pid(), vmm_.pidfd(), vmm_.session_file()});
     TRY(attach_console(vmm_, guest_->console_backend(), deadline));
     const auto missed = complete_places(vmm_, config_, guest_->arguments, deadline);
     if (!missed.empty()) return missed.front();
@@ -307,8 +305,11 @@ void QemuDriver::drop_guest() {
 
 std::vector<handoff::FdToSend> QemuDriver::keepsakes() const {
     if (!vmm_ || !guest_) return {};
-    std::vector<handoff::FdToSend> all{{"vmm-" + std::to_string(vmm_.pid()), vmm_.pidfd()},
-        {"session-" + std::to_string(vmm_.pid()), vmm_.monitor_file()}, {"baton", guest_->baton_fd.get()}};
+    const std::string number = std::to_string(vmm_.pid());
+    std::vector<handoff::FdToSend> all{
+        {std::string(kKeptPidfd) + number, vmm_.pidfd()}, {"baton", guest_->baton_fd.get()}};
+    if (const int session = vmm_.session_file(); session >= 0)
+        all.push_back({std::string(kKeptSession) + number, session});
     if (guest_->ram) all.push_back({kRamId, guest_->ram.get()});
     return all;
 }

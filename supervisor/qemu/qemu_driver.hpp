@@ -46,7 +46,7 @@ private:
 
     const VmConfig& config_;
     const Paths& paths_;
-    MonitorFolder folder_;
+    QemuFolder folder_;
     std::optional<QemuGuest> guest_;
     QemuProcess vmm_;
 };

@@ -9,6 +9,7 @@
 #include "handoff/base/fd.hpp"
 #include "supervisor/guest_files.hpp"
 #include "supervisor/qemu/command_line.hpp"
+#include "supervisor/qemu/descriptors.hpp"
 #include "supervisor/qemu/listening_plan.hpp"
 #include "supervisor/qemu/listening_sockets.hpp"
 #include "supervisor/qemu/run_state.hpp"

@@ -1,23 +1,16 @@
 #include "supervisor/qemu/qemu_process.hpp"
 
-#include <fcntl.h>
 #include <poll.h>
-#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
-#include <charconv>
-#include <filesystem>
-#include <optional>
 
 #include "handoff/base/fd.hpp"
 #include "handoff/base/listening.hpp"
-#include "supervisor/kept_vmms.hpp"
-#include "supervisor/qemu/adopted.hpp"
-#include "supervisor/qemu/options.hpp"
+#include "supervisor/qemu/descriptors.hpp"
+#include "supervisor/qemu/own_monitor.hpp"
 
 namespace liveupdate::supervisor::qemu {
 namespace {
@@ -25,24 +18,6 @@ namespace {
 constexpr auto kLook = std::chrono::milliseconds(1);
 constexpr auto kQuitTime = std::chrono::seconds(2);
 constexpr auto kCloseTime = std::chrono::seconds(1);
-constexpr std::string_view kPrefix = "qmp-";
-constexpr std::string_view kSuffix = ".sock";
-constexpr std::string_view kDeleted = " (deleted)";
-constexpr const char* kMonitorOption = "-qmp"; // the first of the arguments that belong to one process
-constexpr std::string_view kUnix = "unix:";
-constexpr std::string_view kListens = ",server=on,wait=off";
-
-// Of "qmp-N.sock", whatever the kernel says after it of a file that was removed.
-std::optional<handoff::Participant> participant_of(std::string_view name) {
-    if (name.ends_with(kDeleted)) name.remove_suffix(kDeleted.size());
-    if (!name.starts_with(kPrefix) || !name.ends_with(kSuffix)) return std::nullopt;
-    name.remove_prefix(kPrefix.size());
-    name.remove_suffix(kSuffix.size());
-    handoff::Participant number = 0;
-    const auto [end, problem] = std::from_chars(name.data(), name.data() + name.size(), number);
-    if (problem != std::errc() || end != name.data() + name.size() || number == 0) return std::nullopt;
-    return number;
-}
 
 Result<pid_t> peer_of(int socket) {
     ucred peer{};
@@ -52,6 +27,12 @@ Result<pid_t> peer_of(int socket) {
     return peer.pid;
 }
 
+Result<UniqueFd> take_fd_of(int pidfd, pid_t pid, int number) {
+    return fd::pidfd_getfd(pidfd, number)
+        .context("take descriptor " + std::to_string(number) + " from the QEMU with pid " +
+                 std::to_string(pid) + " (needs its user, or CAP_SYS_PTRACE)");
+}
+
 // A process closes its sockets a moment before it ends.
 bool ended(int pidfd) {
     pollfd polled{pidfd, POLLIN, 0};
@@ -59,140 +40,75 @@ bool ended(int pidfd) {
     return fd::process_gone(pidfd);
 }
 
-std::vector<std::string> cpr_channels(const MonitorFolder& folder) {
-    std::vector<std::string> channels;
-    for (const nlohmann::json& channel : migration_channels(folder))
-        channels.push_back(channel.dump());
-    return channels;
-}
-
 } // namespace
-
-nlohmann::json migration_channels(const MonitorFolder& folder) {
-    const auto channel = [](const char* type, const std::string& path) -> nlohmann::json {
-        return {
-            {"channel-type", type}, {"addr", {{"transport", "socket"}, {"type", "unix"}, {"path", path}}}};
-    };
-    return nlohmann::json::array(
-        {channel("main", folder.migration_socket()), channel("cpr", folder.cpr_socket())});
-}
-
-Result<void> MonitorFolder::make() const {
-    if (::mkdir(path_.c_str(), 0700) < 0 && errno != EEXIST) return Error::from_errno("make " + path_);
-    struct stat status {};
-    if (::lstat(path_.c_str(), &status) < 0) return Error::from_errno("stat " + path_);
-    if (!S_ISDIR(status.st_mode) || status.st_uid != ::geteuid())
-        return Error(ErrorCode::kRefused, path_ + " is not a folder of our own; remove it");
-    if (::chmod(path_.c_str(), 0700) < 0) return Error::from_errno("chmod " + path_);
-    return {};
-}
-
-std::string MonitorFolder::socket(handoff::Participant participant) const {
-    return path_ + "/" + std::string(kPrefix) + std::to_string(participant) + std::string(kSuffix);
-}
-
-std::vector<MonitorFolder::Monitor> MonitorFolder::monitors(const handoff::NamedFds& kept) const {
-    namespace fs = std::filesystem;
-    std::vector<std::string> paths;
-    std::error_code problem;
-    for (const auto& entry : fs::directory_iterator(path_, problem))
-        paths.push_back(entry.path());
-    std::vector<Monitor> found;
-    for (const std::string& path : session_sockets(paths, kept)) {
-        const bool here = fs::path(path).parent_path() == path_;
-        const fs::path file = here ? fs::path(path) : fs::read_symlink(path, problem);
-        if (const auto number = participant_of(file.filename().string())) found.push_back({*number, path});
-    }
-    return found;
-}
-
-std::string MonitorFolder::option(handoff::Participant participant) const {
-    return std::string(kUnix) + with_commas_doubled(socket(participant)) + std::string(kListens);
-}
-
-std::optional<handoff::Participant> MonitorFolder::whose_option(std::string_view argument) const {
-    const std::string folder = std::string(kUnix) + with_commas_doubled(path_) + "/";
-    if (!argument.starts_with(folder) || !argument.ends_with(kListens)) return std::nullopt;
-    argument.remove_prefix(folder.size());
-    argument.remove_suffix(kListens.size());
-    return participant_of(argument);
-}
-
-Result<UniqueFd> MonitorFolder::life() const {
-    TRY_ASSIGN(UniqueFd file, fd::open(life_file(), O_RDWR | O_CREAT, 0600));
-    if (::flock(file.get(), LOCK_SH | LOCK_NB) < 0) return Error::from_errno("lock " + life_file());
-    return file;
-}
-
-Result<bool> MonitorFolder::nobody_lives(Deadline deadline) const {
-    TRY_ASSIGN(const UniqueFd file, fd::open(life_file(), O_RDWR | O_CREAT, 0600));
-    while (::flock(file.get(), LOCK_EX | LOCK_NB) < 0) {
-        if (errno != EWOULDBLOCK && errno != EINTR) return Error::from_errno("lock " + life_file());
-        if (deadline.passed()) return false;
-        ::usleep(std::chrono::microseconds(kLook).count());
-    }
-    return true;
-}
 
 Result<QemuProcess> QemuProcess::spawn(const OpenBinary& binary,
     const std::vector<std::string>& guest_arguments, Role role, handoff::Participant participant,
-    const MonitorFolder& folder, const std::vector<ChildFd>& guest_fds, Deadline deadline, int cancel_fd) {
+    const QemuFolder& folder, const std::vector<ChildFd>& guest_fds, Deadline deadline, int cancel_fd) {
     QemuProcess qemu;
     qemu.binary_.info = binary.info;
     TRY_ASSIGN(qemu.binary_.file, fd::dup(binary.file.get()));
     qemu.participant_ = participant;
-    qemu.socket_ = folder.socket(participant);
-    if (::unlink(qemu.socket_.c_str()) < 0 && errno != ENOENT)
-        return Error::from_errno("remove " + qemu.socket_);
+    TRY_ASSIGN(auto ends, fd::socketpair(SOCK_STREAM));
+    qemu.monitor_end_ = std::move(ends.first);
     std::vector<std::string> arguments = guest_arguments;
-    arguments.insert(arguments.end(), {kMonitorOption, folder.option(participant), "-S"});
+    const auto monitor = monitor_arguments(participant);
+    arguments.insert(arguments.end(), monitor.begin(), monitor.end());
+    arguments.push_back("-S");
     if (role == Role::kIncoming) arguments.insert(arguments.end(), {"-incoming", "defer"});
     if (role == Role::kCpr) {
-        for (const std::string& channel : cpr_channels(folder))
-            arguments.insert(arguments.end(), {"-incoming", channel});
+        for (const nlohmann::json& channel : folder.migration_channels())
+            arguments.insert(arguments.end(), {"-incoming", channel.dump()});
         for (const std::string& path : {folder.cpr_socket(), folder.migration_socket()})
             if (::unlink(path.c_str()) < 0 && errno != ENOENT) return Error::from_errno("remove " + path);
     }
     TRY_ASSIGN(const UniqueFd life, folder.life());
     std::vector<ChildFd> fds = guest_fds;
     fds.push_back({life.get(), kLifeFd});
+    fds.push_back({ends.second.get(), kMonitorFd});
+    fds.push_back({qemu.monitor_end_.get(), kMonitorKeptFd});
     TRY_ASSIGN(qemu.process_, ChildProcess::spawn(binary, arguments, fds));
+    ends.second.reset(); // its end closes with it
     if (role == Role::kCpr)
         TRY(qemu.await_cpr(folder, deadline, cancel_fd));
     else
-        TRY(qemu.connect(deadline, cancel_fd));
+        TRY(qemu.greet(deadline, cancel_fd));
     return qemu;
 }
 
-Result<void> QemuProcess::connect(Deadline deadline, int cancel_fd) {
-    auto connected = open_monitor(deadline, cancel_fd);
-    if (connected) return {};
-    Error error = std::move(connected).error();
+Result<void> QemuProcess::greet(Deadline deadline, int cancel_fd) {
+    const auto greeted = [&]() -> Result<void> {
+        TRY(await_greeting(deadline, cancel_fd));
+        TRY_ASSIGN(monitor_, QmpChannel::open(std::move(monitor_end_), deadline, cancel_fd));
+        return {};
+    }();
+    if (greeted) return {};
+    Error error = greeted.error();
     if (error.code == ErrorCode::kPeerGone) error = gone(error);
     if (error.code == ErrorCode::kTimeout)
         error.message = "it did not answer as a QEMU within the time limit";
     return std::move(error).context(binary_.info.path);
 }
 
-Result<void> QemuProcess::open_monitor(Deadline deadline, int cancel_fd) {
-    for (;;) {
-        auto socket = fd::unix_connect(socket_, SOCK_STREAM, deadline.earlier(Deadline::after(kLook)));
-        if (socket) {
-            TRY_ASSIGN(const pid_t peer, peer_of(socket->get()));
-            if (peer != pid())
-                return Error(
-                    ErrorCode::kProtocol, "somebody else than the started process listens at " + socket_);
-            TRY_ASSIGN(monitor_, QmpChannel::open(std::move(*socket), deadline, cancel_fd));
-            TRY_ASSIGN(monitor_file_, fd::open(socket_, O_PATH));
-            return {};
-        }
-        TRY(look_again(deadline, cancel_fd));
+// Its first word or its end: a program that is no QEMU may leave the socket to a child of its own.
+Result<void> QemuProcess::await_greeting(Deadline deadline, int cancel_fd) {
+    pollfd polled[] = {
+        {monitor_end_.get(), POLLIN, 0}, {process_.pidfd(), POLLIN, 0}, {cancel_fd, POLLIN, 0}};
+    while (polled[0].revents == 0) {
+        if (::poll(polled, 3, deadline.poll_ms()) < 0 && errno != EINTR)
+            return Error::from_errno("wait for QEMU");
+        if (polled[2].revents != 0) return Error(ErrorCode::kAborted, "somebody asked for it to stop");
+        if (polled[0].revents == 0 && polled[1].revents != 0)
+            return Error(ErrorCode::kPeerGone, "it has ended");
+        if (polled[0].revents == 0 && deadline.passed())
+            return Error(ErrorCode::kTimeout, "it does not speak");
     }
+    return {};
 }
 
 // A socket's file is there before anybody listens at it, and who connects to look would be taken for the
 // source.
-Result<void> QemuProcess::await_cpr(const MonitorFolder& folder, Deadline deadline, int cancel_fd) {
+Result<void> QemuProcess::await_cpr(const QemuFolder& folder, Deadline deadline, int cancel_fd) {
     while (!is_listening(folder.cpr_socket())) {
         auto looked = look_again(deadline, cancel_fd);
         if (looked) continue;
@@ -212,34 +128,45 @@ Result<void> QemuProcess::look_again(Deadline deadline, int cancel_fd) {
     return {};
 }
 
-// The socket of one that was adopted is a link, to wherever somebody else has put it: another QEMU may listen
-// there by now.
-Result<QemuProcess> QemuProcess::find(
-    const MonitorFolder::Monitor& at, const MonitorFolder& folder, Deadline deadline) {
-    std::error_code problem;
-    if (!std::filesystem::is_symlink(folder.socket(at.participant), problem)) {
-        TRY_ASSIGN(QemuProcess qemu, attach(at.path, at.participant, deadline));
-        qemu.socket_ = folder.socket(at.participant);
+Result<QemuProcess> QemuProcess::find(LivingQemu living, Deadline deadline) {
+    auto found = [&]() -> Result<QemuProcess> {
+        QemuProcess qemu;
+        qemu.participant_ = living.participant;
+        if (!living.monitor) {
+            TRY_ASSIGN(living.monitor, take_fd_of(living.pidfd.get(), living.pid, kMonitorKeptFd));
+        }
+        TRY_ASSIGN(qemu.monitor_, QmpChannel::resume(std::move(living.monitor), deadline));
+        TRY(qemu.take_process(living.pid));
         return qemu;
-    }
-    TRY_ASSIGN(auto adopted, find_adopted(folder.path()));
-    if (!adopted) return Error(ErrorCode::kNotFound, "the QEMU that was adopted has ended");
-    TRY_ASSIGN(QemuProcess qemu, attach(at.path, at.participant, deadline, &*adopted));
-    qemu.socket_ = folder.socket(at.participant);
-    qemu.adopted_arguments_ = std::move(adopted->arguments);
+    }();
+    if (!found && ended(living.pidfd.get())) return Error(ErrorCode::kNotFound, "it has ended");
+    return found;
+}
+
+// The monitor that answers proves that the number has not been taken by another process.
+Result<void> QemuProcess::take_process(pid_t pid) {
+    TRY_ASSIGN(binary_, OpenBinary::of_process(pid));
+    TRY_ASSIGN(process_, ChildProcess::find(pid));
+    return {};
+}
+
+Result<QemuProcess> QemuProcess::find(
+    const AdoptedQemu& adopted, const QemuFolder& folder, Deadline deadline) {
+    const std::string link = adopted_monitor(folder.path());
+    TRY_ASSIGN(QemuProcess qemu, attach(link, deadline, &adopted));
+    qemu.adopted_monitor_ = link;
+    qemu.adopted_arguments_ = adopted.arguments;
     return qemu;
 }
 
-Result<QemuProcess> QemuProcess::attach(const std::string& socket_path, handoff::Participant participant,
-    Deadline deadline, const AdoptedQemu* expected) {
+Result<QemuProcess> QemuProcess::attach(
+    const std::string& socket_path, Deadline deadline, const AdoptedQemu* expected) {
     QemuProcess qemu;
-    qemu.participant_ = participant;
-    qemu.socket_ = socket_path;
-    auto socket = fd::unix_connect(qemu.socket_, SOCK_STREAM, deadline);
+    qemu.participant_ = kAdoptedParticipant;
+    auto socket = fd::unix_connect(socket_path, SOCK_STREAM, deadline);
     if (!socket && (socket.error().system_errno == ENOENT || socket.error().system_errno == ECONNREFUSED))
         return Error(ErrorCode::kNotFound, socket.error().message);
     if (!socket) return std::move(socket).error();
-    TRY_ASSIGN(qemu.monitor_file_, fd::open(socket_path, O_PATH));
     TRY_ASSIGN(const pid_t peer, peer_of(socket->get()));
     const auto pidfd = fd::pidfd_open(peer);
     if (!pidfd) return Error(ErrorCode::kNotFound, "whoever listened at " + socket_path + " has ended");
@@ -254,11 +181,7 @@ Result<QemuProcess> QemuProcess::attach(const std::string& socket_path, handoff:
         return Error(ErrorCode::kNotFound, monitor.error().message);
     if (!monitor) return std::move(monitor).error();
     qemu.monitor_ = std::move(*monitor);
-    // The monitor that answers proves that the number has not been taken by another process.
-    auto binary = OpenBinary::of_process(peer);
-    if (!binary) return std::move(binary).error();
-    qemu.binary_ = std::move(*binary);
-    TRY_ASSIGN(qemu.process_, ChildProcess::find(peer));
+    TRY(qemu.take_process(peer));
     return qemu;
 }
 
@@ -289,16 +212,16 @@ void QemuProcess::end(Deadline deadline) {
 void QemuProcess::kill() {
     if (!process_) return;
     process_.kill();
-    ::unlink(socket_.c_str());
+    if (is_adopted()) ::unlink(adopted_monitor_.c_str());
     static_cast<void>(monitor_.take_arrived()); // its last events stay
     monitor_.close();
-    monitor_file_.reset();
+    monitor_end_.reset();
 }
 
 void QemuProcess::forget() {
     process_.forget();
     monitor_.close();
-    monitor_file_.reset();
+    monitor_end_.reset();
 }
 
 RecordedBinary QemuProcess::recorded() const {
@@ -314,17 +237,20 @@ uint64_t QemuProcess::started_unix() const {
 Result<std::vector<std::string>> QemuProcess::guest_arguments() const {
     if (adopted_arguments_) return *adopted_arguments_;
     TRY_ASSIGN(const auto all, arguments_of(pid()));
-    const auto own = std::find(all.rbegin(), all.rend(), kMonitorOption);
-    if (own == all.rend())
+    const auto own = own_monitor(all);
+    if (!own)
         return Error(ErrorCode::kRefused,
-            "process " + std::to_string(pid()) + " was not started by liveupdate: it has no '-qmp'");
-    return std::vector<std::string>(all.begin(), own.base() - 1);
+            "process " + std::to_string(pid()) + " was not started by liveupdate: it has no monitor of ours");
+    return std::vector<std::string>(all.begin(), all.begin() + static_cast<ptrdiff_t>(own->at));
+}
+
+int QemuProcess::session_file() const {
+    if (is_adopted()) return -1;
+    return monitor_ ? monitor_.fd() : monitor_end_.get();
 }
 
 Result<UniqueFd> QemuProcess::take_fd(int number) const {
-    return fd::pidfd_getfd(pidfd(), number)
-        .context("take descriptor " + std::to_string(number) + " from the QEMU with pid " +
-                 std::to_string(pid()) + " (needs its user, or CAP_SYS_PTRACE)");
+    return take_fd_of(pidfd(), pid(), number);
 }
 
 } // namespace liveupdate::supervisor::qemu

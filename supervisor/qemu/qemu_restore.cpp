@@ -215,7 +215,7 @@ Result<void> QemuRestore::start_qemu() {
         return std::move(started).error().context("start the machine '" + printable(saved.machine(), 64) +
                                                   "' that QEMU " + printable(saved.version(), 64) + " saved");
     restored_.vmm = std::move(*started);
-    at_.shelter({restored_.vmm.pid(), restored_.vmm.pidfd(), restored_.vmm.monitor_file()});
+    at_.shelter({restored_.vmm.pid(), restored_.vmm.pidfd(), restored_.vmm.session_file()});
     ComparedSide then{"the saved guest", printable(saved.version(), 64), {}};
     for (const auto& device : saved.devices())
         then.devices[printable(device.path(), kMostWords)] = printable(device.type(), kMostWords);

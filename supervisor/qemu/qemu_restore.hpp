@@ -25,7 +25,7 @@ public:
     struct Context {
         const VmConfig& config;
         const Paths& paths;
-        const MonitorFolder& folder; // nobody of the guest lives
+        const QemuFolder& folder; // nobody of the guest lives
         const Shelter& shelter;
     };
     QemuRestore(Context context, const RestoreRequest& request);

@@ -24,7 +24,7 @@ class QemuSave {
 public:
     struct Context {
         const VmConfig& config;
-        const MonitorFolder& folder;
+        const QemuFolder& folder;
         QemuGuest& guest;
         QemuProcess& source; // after a run() that was to stop the guest: none
         const UpdateHooks& hooks;

@@ -69,7 +69,7 @@ Result<void> QemuUpdate::spawn_destination(QemuProcess::Role role) {
     TRY_ASSIGN(destination_, QemuProcess::spawn(request_.binary, at_.guest.arguments, role,
                                  handoff::next_participant(at_.source.participant()), at_.folder,
                                  at_.guest.fds(), deadline_, at_.hooks.cancel_fd));
-    at_.hooks.shelter({destination_.pid(), destination_.pidfd(), destination_.monitor_file()});
+    at_.hooks.shelter({destination_.pid(), destination_.pidfd(), destination_.session_file()});
     return {};
 }
 

@@ -24,7 +24,7 @@ class QemuUpdate {
 public:
     struct Context {
         const VmConfig& config;
-        const MonitorFolder& folder;
+        const QemuFolder& folder;
         QemuGuest& guest;
         QemuProcess& source; // after run(): the QEMU that runs the guest, or none when it is lost
         const UpdateHooks& hooks;

@@ -48,6 +48,25 @@ Result<QmpChannel> QmpChannel::open(UniqueFd socket, Deadline deadline, int canc
     return channel;
 }
 
+// 0xFF, which is in no JSON text, makes QEMU's parser begin anew (its docs/interop/qmp-spec). Commands are
+// done in their order, so what comes before our answer is not ours.
+Result<QmpChannel> QmpChannel::resume(UniqueFd socket, Deadline deadline) {
+    QmpChannel channel;
+    channel.socket_ = std::move(socket);
+    if (::fcntl(channel.socket_.get(), F_SETFL, O_NONBLOCK) < 0) return Error::from_errno("QMP socket");
+    channel.resumed_by_ = "resume-" + std::to_string(::getpid()) + "-" + std::to_string(monotonic_ns());
+    // Refused where it was said before: that is an answer, too.
+    const nlohmann::json message = {{"execute", "qmp_capabilities"}, {"id", channel.resumed_by_}};
+    TRY(channel.send_all("\xff\n" + message.dump() + "\n", "go on with its monitor", deadline));
+    while (!channel.resumed_by_.empty()) {
+        TRY(channel.await_input(deadline, -1));
+        TRY(channel.take_arrived());
+    }
+    TRY_ASSIGN(const nlohmann::json version, channel.execute("query-version", nullptr, deadline));
+    TRY(channel.take_version(version));
+    return channel;
+}
+
 Result<nlohmann::json> QmpChannel::execute(
     const std::string& command, nlohmann::json arguments, Deadline deadline, int cancel_fd) {
     TRY_ASSIGN(const uint64_t id, send(command, std::move(arguments), deadline));
@@ -57,23 +76,26 @@ Result<nlohmann::json> QmpChannel::execute(
 Result<uint64_t> QmpChannel::send(const std::string& command, nlohmann::json arguments, Deadline deadline) {
     nlohmann::json message = {{"execute", command}, {"id", ++last_id_}};
     if (arguments.is_object()) message["arguments"] = std::move(arguments);
-    const std::string line = message.dump() + "\n";
-    for (size_t done = 0; done < line.size();) {
-        const ssize_t n = ::send(socket_.get(), line.data() + done, line.size() - done, MSG_NOSIGNAL);
+    TRY(send_all(message.dump() + "\n", command, deadline));
+    return last_id_;
+}
+
+Result<void> QmpChannel::send_all(std::string_view bytes, const std::string& what, Deadline deadline) {
+    while (!bytes.empty()) {
+        const ssize_t n = ::send(socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
         if (n >= 0) {
-            done += static_cast<size_t>(n);
+            bytes.remove_prefix(static_cast<size_t>(n));
             continue;
         }
         if (errno == EINTR) continue;
         if (errno == EPIPE || errno == ECONNRESET)
-            return Error(ErrorCode::kPeerGone, command + ": QEMU has closed its monitor");
-        if (errno != EAGAIN) return Error::from_errno("send " + command + " to QEMU");
-        if (deadline.passed())
-            return Error(ErrorCode::kTimeout, command + ": QEMU does not read its monitor");
+            return Error(ErrorCode::kPeerGone, what + ": QEMU has closed its monitor");
+        if (errno != EAGAIN) return Error::from_errno("send " + what + " to QEMU");
+        if (deadline.passed()) return Error(ErrorCode::kTimeout, what + ": QEMU does not read its monitor");
         pollfd polled{socket_.get(), POLLOUT, 0};
         ::poll(&polled, 1, deadline.poll_ms());
     }
-    return last_id_;
+    return {};
 }
 
 Result<nlohmann::json> QmpChannel::answer(uint64_t id, Deadline deadline, int cancel_fd) {
@@ -122,8 +144,12 @@ Result<void> QmpChannel::take_arrived() {
 
 Result<void> QmpChannel::take_line(std::string_view line) {
     nlohmann::json message = nlohmann::json::parse(line, nullptr, false);
+    if (!resumed_by_.empty()) {
+        if (message.is_object() && word_in(message, "id") == resumed_by_) resumed_by_.clear();
+        return {};
+    }
     if (!message.is_object()) return Error(ErrorCode::kProtocol, "QEMU sends what is no QMP message");
-    if (message.contains("QMP")) return take_greeting(message);
+    if (message.contains("QMP")) return take_version(object_in(object_in(message, "QMP"), "version"));
     if (message.contains("event")) return take_event(message);
     if (!message.contains("return") && !message.contains("error"))
         return Error(ErrorCode::kProtocol, "QEMU sends a message of an unknown kind");
@@ -134,9 +160,9 @@ Result<void> QmpChannel::take_line(std::string_view line) {
     return {};
 }
 
-Result<void> QmpChannel::take_greeting(const nlohmann::json& message) {
-    const auto& number = object_in(object_in(object_in(message, "QMP"), "version"), "qemu");
-    if (number.empty()) return Error(ErrorCode::kProtocol, "QEMU's greeting has no version");
+Result<void> QmpChannel::take_version(const nlohmann::json& version) {
+    const auto& number = object_in(version, "qemu");
+    if (number.empty()) return Error(ErrorCode::kProtocol, "QEMU does not tell its version");
     version_ = std::to_string(number_of(number, "major")) + "." + std::to_string(number_of(number, "minor")) +
                "." + std::to_string(number_of(number, "micro"));
     return {};

@@ -29,6 +29,9 @@ public:
     QmpChannel() = default;
     // Takes a connected socket, waits for QEMU's greeting and enters command mode.
     static Result<QmpChannel> open(UniqueFd socket, Deadline deadline, int cancel_fd = -1);
+    // Goes on with a connection that somebody else has left, wherever he has stopped: QEMU drops what he has
+    // not sent to its end, and has done all that he has; what he has not read is passed over.
+    static Result<QmpChannel> resume(UniqueFd socket, Deadline deadline);
 
     // The return value of a command. kRefused with QEMU's own words when it says no; kPeerGone, kTimeout,
     // kAborted (cancel_fd became readable), kProtocol.
@@ -48,14 +51,16 @@ public:
     void close() { socket_.reset(); }
 
 private:
+    Result<void> send_all(std::string_view bytes, const std::string& what, Deadline deadline);
     Result<void> await_input(Deadline deadline, int cancel_fd);
     Result<void> take_line(std::string_view line);
     Result<void> take_event(const nlohmann::json& message);
-    Result<void> take_greeting(const nlohmann::json& message);
+    Result<void> take_version(const nlohmann::json& version);
 
     UniqueFd socket_;
     std::string received_;
     std::string version_;
+    std::string resumed_by_; // the id of the answer that what somebody else has left ends with
     std::deque<QmpEvent> events_;
     std::map<uint64_t, nlohmann::json> answers_; // whole messages of commands that nobody has waited for yet
     uint64_t last_id_ = 0;

@@ -81,7 +81,7 @@ Result<void> settle(QemuProcess& qemu, Deadline deadline) {
 } // namespace
 
 Result<std::string> take_stream(
-    QemuProcess& source, const MonitorFolder& folder, Deadline deadline, int cancel_fd) {
+    QemuProcess& source, const QemuFolder& folder, Deadline deadline, int cancel_fd) {
     const std::string path = folder.migration_socket();
     TRY(source.execute("migrate-set-parameters", {{"max-bandwidth", kAsFastAsItGoes}}, deadline, cancel_fd));
     TRY_ASSIGN(const UniqueFd listener, fd::unix_listen(path, SOCK_STREAM, 1));
@@ -97,7 +97,7 @@ Result<std::string> take_stream(
 }
 
 Result<void> give_stream(
-    QemuProcess& destination, const MonitorFolder& folder, const std::string& stream, Deadline deadline) {
+    QemuProcess& destination, const QemuFolder& folder, const std::string& stream, Deadline deadline) {
     const std::string path = folder.migration_socket();
     TRY(destination.execute("migrate-incoming", {{"uri", "unix:" + path}}, deadline));
     {

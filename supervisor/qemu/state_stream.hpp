@@ -15,12 +15,12 @@ inline constexpr size_t kMostStream = size_t{48} << 20;
 // does not run it again by itself; on failure it may run, stand or be on its way to either: make_run()
 // settles that. `cancel_fd` becomes readable: kAborted.
 Result<std::string> take_stream(
-    QemuProcess& source, const MonitorFolder& folder, Deadline deadline, int cancel_fd);
+    QemuProcess& source, const QemuFolder& folder, Deadline deadline, int cancel_fd);
 
 // To a destination that was started with Role::kIncoming and has its capabilities set. After it the guest is
 // loaded and does not run. Errors have QEMU's own words.
 Result<void> give_stream(
-    QemuProcess& destination, const MonitorFolder& folder, const std::string& stream, Deadline deadline);
+    QemuProcess& destination, const QemuFolder& folder, const std::string& stream, Deadline deadline);
 
 // The other form, for RAM that is private to QEMU: all of the guest, RAM at fixed places, in a file that QEMU
 // writes and reads by itself (capability mapped-ram, 9.0 and later). Otherwise as the two above.

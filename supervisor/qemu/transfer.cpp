@@ -58,8 +58,8 @@ Result<void> Transfer::set_up(Deadline deadline, int cancel_fd) {
 Result<void> Transfer::begin(Deadline deadline) {
     QmpChannel& monitor = source_.qemu.monitor();
     if (way_ == Way::kCprTransfer) {
-        TRY(source_.qemu.execute("migrate", {{"channels", migration_channels(folder_)}}, deadline));
-        return destination_.qemu.connect(deadline, -1);
+        TRY(source_.qemu.execute("migrate", {{"channels", folder_.migration_channels()}}, deadline));
+        return destination_.qemu.greet(deadline, -1);
     }
     TRY_ASSIGN(const uint64_t order,
         monitor.send("migrate", {{"uri", "unix:" + folder_.migration_socket()}}, deadline));

@@ -20,7 +20,7 @@ Result<void> back_to_common_mode(QemuProcess& qemu, Deadline deadline, int cance
 class Transfer {
 public:
     // All outlive it.
-    Transfer(Way way, QemuProcess& source, QemuProcess& destination, const MonitorFolder& folder)
+    Transfer(Way way, QemuProcess& source, QemuProcess& destination, const QemuFolder& folder)
         : way_(way), folder_(folder), source_{source}, destination_{destination} {}
 
     // Before the guest is touched: parameters, and a destination that listens.
@@ -62,7 +62,7 @@ private:
     Result<void> ask_destination();
 
     Way way_;
-    const MonitorFolder& folder_;
+    const QemuFolder& folder_;
     Side source_, destination_;
     std::optional<uint64_t> stopped_us_, resumed_us_;
 };

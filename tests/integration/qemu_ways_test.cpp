@@ -1,13 +1,11 @@
 // Each way by which a QEMU guest can be moved: chosen, asked for, refused; and the guest of private RAM.
 #include <signal.h>
-#include <sys/socket.h>
 
 #include <fstream>
 
-#include "handoff/base/fd.hpp"
 #include "handoff/phase.hpp"
-#include "supervisor/qemu/qmp.hpp"
 #include "tests/integration/qemu_checks.hpp"
+#include "tests/integration/qemu_monitor.hpp"
 #include "tests/support/memory_use.hpp"
 
 namespace liveupdate::tests {
@@ -196,11 +194,7 @@ TEST_CASE("a supervisor that dies in a postcopy costs the guest nothing: its suc
 // What the QEMU of that number says of its migration, when no supervisor is there to be asked.
 nlohmann::json migration_of(const LiveVm& vm, unsigned number) {
     const auto limit = Deadline::after(std::chrono::seconds(10));
-    auto socket = fd::unix_connect(
-        vm.runtime_directory() + "/qemu/qmp-" + std::to_string(number) + ".sock", SOCK_STREAM, limit);
-    REQUIRE_MESSAGE(socket, socket.error().message);
-    auto monitor = supervisor::qemu::QmpChannel::open(std::move(*socket), limit);
-    REQUIRE_MESSAGE(monitor, monitor.error().message);
+    auto monitor = left_monitor(vm, number);
     const auto answer = monitor->execute("query-migrate", nullptr, limit);
     REQUIRE_MESSAGE(answer, answer.error().message);
     return *answer;

@@ -22,9 +22,8 @@ std::string slurp(const fs::path& path) {
 // "socket:[4711]" -> "socket"; "/memfd:ram0 (deleted)" -> "memfd:ram0"; "…/vmm-3.sock" -> "vmm-N.sock"
 std::string kind_of_link(std::string link) {
     if (link.starts_with("/memfd:")) return link.substr(1, link.find(' ') - 1);
-    for (const std::string kind : {"vmm-", "qmp-"})
-        if (link.rfind("/" + kind) != std::string::npos && link.ends_with(".sock"))
-            return kind + "N.sock"; // each update's VMM has another
+    if (link.rfind("/vmm-") != std::string::npos && link.ends_with(".sock"))
+        return "vmm-N.sock"; // each update's VMM has another
     if (const auto bracket = link.find(":["); bracket != std::string::npos && !link.starts_with("anon_inode"))
         link.resize(bracket);
     return link;
@@ -76,9 +75,7 @@ std::vector<std::string> sockets_in(const std::string& directory) {
     for (const auto& entry : fs::recursive_directory_iterator(directory + "/run", ignored)) {
         if (!entry.is_socket(ignored)) continue;
         const std::string name = entry.path().filename();
-        sockets.push_back(name.starts_with("vmm-")   ? "vmm-N.sock"
-                          : name.starts_with("qmp-") ? "qmp-N.sock"
-                                                     : name);
+        sockets.push_back(name.starts_with("vmm-") ? "vmm-N.sock" : name);
     }
     std::sort(sockets.begin(), sockets.end());
     return sockets;

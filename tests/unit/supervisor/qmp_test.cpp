@@ -30,9 +30,11 @@ public:
     void say(const std::string& text) const {
         REQUIRE(fd::write_all(theirs_.get(), text.data(), text.size()));
     }
-    void hear() const {
+    std::string hear() const {
         char bytes[4096];
-        REQUIRE(::read(theirs_.get(), bytes, sizeof(bytes)) > 0);
+        const ssize_t n = ::read(theirs_.get(), bytes, sizeof(bytes));
+        REQUIRE(n > 0);
+        return {bytes, static_cast<size_t>(n)};
     }
     void flood() const {
         const std::string piece(1 << 20, 'x');
@@ -169,4 +171,64 @@ TEST_CASE("somebody who does not greet is given up at the deadline, or when the 
     const auto cancelled = fd::eventfd(1);
     REQUIRE(cancelled.has_value());
     CHECK(QmpChannel::open(other.take(), soon(), cancelled->get()).error().code == ErrorCode::kAborted);
+}
+
+namespace {
+
+const std::string kVersion =
+    R"({"return": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "id": 1})"
+    "\n";
+
+// A channel that goes on after somebody else, who has left `rest` to be read. QEMU answers `to_capabilities`,
+// in which ID stands for the one that it is asked with.
+Result<QmpChannel> resumed(Peer& peer, const std::string& rest, std::string to_capabilities) {
+    peer.say(rest);
+    const std::jthread qemu([&] {
+        const std::string asked = peer.hear();
+        REQUIRE(asked.starts_with("\xff\n{")); // what was not sent to its end is none of this
+        const auto message = nlohmann::json::parse(asked.substr(2));
+        CHECK(message["execute"] == "qmp_capabilities");
+        to_capabilities.replace(to_capabilities.find("ID"), 2, message["id"].dump());
+        peer.say("{\"error\": {\"desc\": \"JSON parse error\"}}\n" + to_capabilities + "\n");
+        if (peer.hear().find("query-version") != std::string::npos) peer.say(kVersion);
+    });
+    return QmpChannel::resume(peer.take(), soon());
+}
+
+const std::string kRefused =
+    R"({"error": {"class": "CommandNotFound", "desc": "already complete"}, "id": ID})";
+
+} // namespace
+
+TEST_CASE("a connection that somebody else has left goes on, whatever he has not read") {
+    const std::string event = R"({"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 0}})"
+                              "\n";
+    for (const std::string& rest : {std::string(), kGreeting, event,
+             std::string("atus\": \"running\"}, \"id\": 7}\n"), std::string("{\"return\": {}, \"id\": 1}\n"),
+             std::string("{\"return\": {}, \"id\": 2}\n"), std::string("[1]\n{\"id\": 3}\n")}) {
+        CAPTURE(rest);
+        Peer peer;
+        auto channel = resumed(peer, rest, kRefused);
+        REQUIRE_MESSAGE(channel, channel.error().message);
+        CHECK(channel->version() == "7.2.22");
+        CHECK(channel->events().empty());
+        peer.say(event + "{\"return\": 5, \"id\": 2}\n");
+        CHECK(*channel->execute("query-status", nullptr, soon()) == 5);
+        CHECK(channel->events().size() == 1);
+    }
+}
+
+TEST_CASE("a connection goes on that nobody has brought to command mode yet") {
+    Peer peer;
+    const auto channel = resumed(peer, kGreeting, R"({"return": {}, "id": ID})");
+    REQUIRE_MESSAGE(channel, channel.error().message);
+    CHECK(channel->version() == "7.2.22");
+}
+
+TEST_CASE("a connection at whose other end nobody is, or nobody answers, does not go on") {
+    Peer gone;
+    gone.hang_up();
+    CHECK(QmpChannel::resume(gone.take(), soon()).error().code == ErrorCode::kPeerGone);
+    Peer silent;
+    CHECK(QmpChannel::resume(silent.take(), at_once()).error().code == ErrorCode::kTimeout);
 }
