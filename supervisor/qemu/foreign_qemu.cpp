@@ -5,7 +5,6 @@
 #include "supervisor/qemu/foreign_arguments.hpp"
 #include "supervisor/qemu/offers.hpp"
 #include "supervisor/qemu/open_files.hpp"
-#include "supervisor/qemu/own_monitor.hpp"
 #include "supervisor/qemu/run_state.hpp"
 
 namespace liveupdate::supervisor::qemu {
@@ -42,8 +41,6 @@ Result<uint64_t> memory_size(QemuProcess& qemu, Deadline deadline) {
 Result<void> read_arguments(QemuProcess& qemu, ForeignQemu& found, Deadline deadline) {
     TRY_ASSIGN(const std::string machine, machine_type(qemu, deadline));
     TRY_ASSIGN(const auto all, arguments_of(qemu.pid()));
-    if (own_monitor(all))
-        found.obstacles.push_back("liveupdate has started it, as a guest of its own; update that VM instead");
     const std::string folder = "/proc/" + std::to_string(qemu.pid()) + "/cwd/";
     auto read = read_foreign_arguments(
         all, machine, [&](const std::string& path) { return ::access((folder + path).c_str(), F_OK) == 0; });
