@@ -113,6 +113,20 @@ kill_supervisor web
 (( $(counter web) > before )) || fail "the guest was restarted"
 sound
 
+say "a reload with a new supervisor on disk: it becomes that one, and goes on with QEMU's monitor"
+other_build_id "$build/bin/liveupdated" "$work/liveupdated"
+inside sh -c "install -m 755 $work/liveupdated /usr/libexec/liveupdate/liveupdated.new &&
+    mv /usr/libexec/liveupdate/liveupdated.new /usr/libexec/liveupdate/liveupdated"
+for name in web micro; do
+    supervisor=$(main_pid $name) vmm=$(status_of $name vmm.pid)
+    inside systemctl reload "liveupdate@$name"
+    [[ $(main_pid $name) == "$supervisor" ]] || fail "the supervisor was started anew"
+    inside cmp "/proc/$supervisor/exe" "$work/liveupdated" || fail "the supervisor is the old one"
+    [[ $(status_of $name vmm.pid) == "$vmm" ]] || fail "another VMM runs"
+done
+(( $(counter web) > before )) || fail "the guest was restarted"
+sound
+
 say "a reload without a new QEMU changes nothing"
 inside systemctl reload liveupdate@web
 [[ $(status_of web vmm.pid) == "$pid" ]] || fail "a reload without a new VMM changed it"
