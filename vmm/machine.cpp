@@ -25,8 +25,7 @@ constexpr uint32_t kDeviceCapacity = 64 * 1024;
 Result<std::unique_ptr<Machine>> Machine::build(Plan plan) {
     TRY_ASSIGN(Vm vm, Vm::create(*plan.system));
     TRY_ASSIGN(UniqueFd event_fd, fd::eventfd(0));
-    TRY_ASSIGN(UniqueFd kvm, fd::dup(plan.system->fd()));
-    TRY_ASSIGN(KvmSystem system, KvmSystem::from(std::move(kvm)));
+    TRY_ASSIGN(KvmSystem system, plan.system->duplicate());
     const bool virtio_console = plan.manifest->machine.console_device() == kVirtioConsole;
     std::unique_ptr<Machine> machine(new Machine(std::move(system), std::move(vm), std::move(plan.console),
         virtio_console ? ConsoleDevice::kVirtio : ConsoleDevice::kSerial, std::move(event_fd)));

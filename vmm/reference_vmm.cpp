@@ -63,7 +63,8 @@ void add_device_support(handoff::proto::Offer& offer) {
 Result<Cpuid> make_cpuid(const KvmSystem& system, const Vcpu& vcpu, const handoff::proto::Machine& machine) {
     CpuTemplateRequest request;
     request.name = machine.cpu_template();
-    request.supported = &system.supported_cpuid();
+    TRY_ASSIGN(const Cpuid supported, system.supported_cpuid());
+    request.supported = &supported;
     request.vcpus = machine.vcpus();
     TRY_ASSIGN(request.tsc_khz, vcpu.tsc_khz());
     request.tsc_deadline = system.extension(KVM_CAP_TSC_DEADLINE_TIMER) > 0;

@@ -6,6 +6,8 @@
 #include <array>
 #include <cstring>
 
+#include "handoff/base/fd.hpp"
+
 namespace liveupdate::vmm {
 namespace {
 
@@ -57,6 +59,15 @@ Result<KvmSystem> KvmSystem::from(UniqueFd kvm) {
     return system;
 }
 
+Result<KvmSystem> KvmSystem::duplicate() const {
+    TRY_ASSIGN(UniqueFd file, fd::dup(fd_.get()));
+    KvmSystem other(std::move(file));
+    other.run_size_ = run_size_;
+    other.xsave_size_ = xsave_size_;
+    other.msrs_ = msrs_;
+    return other;
+}
+
 int KvmSystem::extension(unsigned long capability) const {
     return std::max(0, ::ioctl(fd_.get(), KVM_CHECK_EXTENSION, capability));
 }
@@ -74,8 +85,7 @@ Result<void> KvmSystem::ask() {
     run_size_ = static_cast<size_t>(run_size);
     const int xsave = extension(KVM_CAP_XSAVE2);
     xsave_size_ = std::max(kXsaveBytes, static_cast<size_t>(xsave));
-    TRY(ask_msrs());
-    return ask_cpuid();
+    return ask_msrs();
 }
 
 Result<void> KvmSystem::ask_msrs() {
@@ -88,11 +98,10 @@ Result<void> KvmSystem::ask_msrs() {
     return {};
 }
 
-Result<void> KvmSystem::ask_cpuid() {
+Result<std::vector<kvm_cpuid_entry2>> KvmSystem::supported_cpuid() const {
     KvmTable<kvm_cpuid_entry2> table(kMaxCpuidEntries);
     TRY(kvm_ioctl(fd_.get(), kGetSupportedCpuid, table.data(), "KVM_GET_SUPPORTED_CPUID"));
-    cpuid_.assign(table.entries(), table.entries() + table.count());
-    return {};
+    return std::vector<kvm_cpuid_entry2>(table.entries(), table.entries() + table.count());
 }
 
 } // namespace liveupdate::vmm

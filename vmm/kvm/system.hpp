@@ -37,25 +37,26 @@ public:
     // Takes /dev/kvm, opened by the supervisor; refuses another API version or a missing essential extension
     // (irqchip, PIT2, immediate_exit, user memory) in words.
     static Result<KvmSystem> from(UniqueFd kvm);
+    // The same answers beside another descriptor of it.
+    Result<KvmSystem> duplicate() const;
 
     int fd() const { return fd_.get(); }
     int extension(unsigned long capability) const; // 0: not there
     size_t run_mapping_size() const { return run_size_; }
     size_t xsave_size() const { return xsave_size_; } // bytes, at least 4096
     const std::vector<uint32_t>& msr_indices() const { return msrs_; }
-    const std::vector<kvm_cpuid_entry2>& supported_cpuid() const { return cpuid_; }
+    // Asks each time, which takes some 1 ms where CPUID itself is emulated.
+    Result<std::vector<kvm_cpuid_entry2>> supported_cpuid() const;
 
 private:
     explicit KvmSystem(UniqueFd fd) : fd_(std::move(fd)) {}
     Result<void> ask();
     Result<void> ask_msrs();
-    Result<void> ask_cpuid();
 
     UniqueFd fd_;
     size_t run_size_ = 0;
     size_t xsave_size_ = kXsaveBytes;
     std::vector<uint32_t> msrs_;
-    std::vector<kvm_cpuid_entry2> cpuid_;
 };
 
 } // namespace liveupdate::vmm

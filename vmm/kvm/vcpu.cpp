@@ -14,6 +14,7 @@ namespace {
 constexpr uint32_t kMsrTsc = 0x10;
 constexpr uint32_t kMsrTscAdjust = 0x3b;
 constexpr uint32_t kMsrTscDeadline = 0x6e0;
+constexpr size_t kMostMsrsAtOnce = 256; // MAX_IO_MSRS of KVM
 
 // Not part of what crosses: the TSC goes by its offset, the deadline by its own field.
 bool handled_elsewhere(uint32_t msr) {
@@ -64,18 +65,33 @@ Result<void> Vcpu::set_cpuid(const KvmSystem& system, const Cpuid& vcpu0) {
     return probe_msrs(system);
 }
 
-bool Vcpu::msr_works(uint32_t index) {
-    OneMsr one(index);
-    // Set to the value that it has just had: a KVM that lists an MSR may still refuse one of the two.
-    if (::ioctl(fd_.get(), kGetMsrs, &one) != 1 || ::ioctl(fd_.get(), kSetMsrs, &one) != 1) return false;
-    known_msrs_[index] = one.entry.data;
-    return true;
+// KVM goes through a table up to the first MSR that it refuses. A call for each would cost far more: each
+// loads the vCPU.
+Result<std::vector<kvm_msr_entry>> Vcpu::those_that_work(
+    std::vector<kvm_msr_entry> entries, unsigned long request, const char* name) const {
+    std::vector<kvm_msr_entry> good;
+    for (size_t at = 0; at < entries.size();) {
+        const size_t count = std::min(entries.size() - at, kMostMsrsAtOnce);
+        KvmTable<kvm_msr_entry> table(count);
+        std::copy_n(entries.data() + at, count, table.entries());
+        TRY_ASSIGN(const int done, kvm_ioctl(fd_.get(), request, table.data(), name));
+        good.insert(good.end(), table.entries(), table.entries() + done);
+        const bool refused = static_cast<size_t>(done) < count;
+        at += static_cast<size_t>(done) + (refused ? 1 : 0);
+    }
+    return good;
 }
 
+// Each is set to the value that it has just had: a KVM that lists an MSR may still refuse one of the two.
 Result<void> Vcpu::probe_msrs(const KvmSystem& system) {
-    for (const uint32_t msr : system.msr_indices()) {
-        if (handled_elsewhere(msr)) continue;
-        (msr_works(msr) ? msrs_ : skipped_msrs_).push_back(msr);
+    std::vector<kvm_msr_entry> listed;
+    for (const uint32_t msr : system.msr_indices())
+        if (!handled_elsewhere(msr)) listed.push_back({msr, 0, 0});
+    TRY_ASSIGN(auto readable, those_that_work(std::move(listed), kGetMsrs, "KVM_GET_MSRS"));
+    TRY_ASSIGN(const auto settable, those_that_work(std::move(readable), kSetMsrs, "KVM_SET_MSRS"));
+    for (const kvm_msr_entry& entry : settable) {
+        msrs_.push_back(entry.index);
+        known_msrs_[entry.index] = entry.data;
     }
     // TSC_ADJUST moves the TSC when a guest writes it, not when a host does: it is restored as a value.
     std::stable_partition(msrs_.begin(), msrs_.end(), [](uint32_t m) { return m == kMsrTscAdjust; });

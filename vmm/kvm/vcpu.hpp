@@ -91,13 +91,11 @@ public:
     Result<void> set_tsc_offset(int64_t offset);
     Result<uint32_t> tsc_khz() const;
 
-    // MSRs in the host's list that cannot be read or set here, for the log.
-    const std::vector<uint32_t>& skipped_msrs() const { return skipped_msrs_; }
-
 private:
     Vcpu() = default;
     Result<void> probe_msrs(const KvmSystem& system);
-    bool msr_works(uint32_t index);
+    Result<std::vector<kvm_msr_entry>> those_that_work(
+        std::vector<kvm_msr_entry> entries, unsigned long request, const char* name) const;
     Result<void> get_msrs(state::Vcpu& out);
     enum class Msrs { kAll, kHarmless };
     Result<void> set_msrs(const state::Vcpu& in, Msrs which);
@@ -126,7 +124,6 @@ private:
     size_t xsave_size_ = 0;
     uint32_t signature_ = 0; // CPUID leaf 1, EAX: what RDX holds after a reset
     std::vector<uint32_t> msrs_;
-    std::vector<uint32_t> skipped_msrs_;
     KvmTable<kvm_msr_entry> msr_table_{0}; // kept, so that the blackout allocates nothing for it
     std::vector<uint64_t> xsave_buffer_;
     uint32_t saved_mp_state_ = 0;
