@@ -67,14 +67,14 @@ Result<void> Vcpu::set_cpuid(const KvmSystem& system, const Cpuid& vcpu0) {
 
 // KVM goes through a table up to the first MSR that it refuses. A call for each would cost far more: each
 // loads the vCPU.
-Result<std::vector<kvm_msr_entry>> Vcpu::those_that_work(
-    std::vector<kvm_msr_entry> entries, unsigned long request, const char* name) const {
+Result<std::vector<kvm_msr_entry>> those_that_work(
+    int vcpu, const std::vector<kvm_msr_entry>& entries, unsigned long request, const char* name) {
     std::vector<kvm_msr_entry> good;
     for (size_t at = 0; at < entries.size();) {
         const size_t count = std::min(entries.size() - at, kMostMsrsAtOnce);
         KvmTable<kvm_msr_entry> table(count);
         std::copy_n(entries.data() + at, count, table.entries());
-        TRY_ASSIGN(const int done, kvm_ioctl(fd_.get(), request, table.data(), name));
+        TRY_ASSIGN(const int done, kvm_ioctl(vcpu, request, table.data(), name));
         good.insert(good.end(), table.entries(), table.entries() + done);
         const bool refused = static_cast<size_t>(done) < count;
         at += static_cast<size_t>(done) + (refused ? 1 : 0);
@@ -87,8 +87,8 @@ Result<void> Vcpu::probe_msrs(const KvmSystem& system) {
     std::vector<kvm_msr_entry> listed;
     for (const uint32_t msr : system.msr_indices())
         if (!handled_elsewhere(msr)) listed.push_back({msr, 0, 0});
-    TRY_ASSIGN(auto readable, those_that_work(std::move(listed), kGetMsrs, "KVM_GET_MSRS"));
-    TRY_ASSIGN(const auto settable, those_that_work(std::move(readable), kSetMsrs, "KVM_SET_MSRS"));
+    TRY_ASSIGN(const auto readable, those_that_work(fd_.get(), listed, kGetMsrs, "KVM_GET_MSRS"));
+    TRY_ASSIGN(const auto settable, those_that_work(fd_.get(), readable, kSetMsrs, "KVM_SET_MSRS"));
     for (const kvm_msr_entry& entry : settable) {
         msrs_.push_back(entry.index);
         known_msrs_[entry.index] = entry.data;

@@ -32,6 +32,11 @@ struct OneMsr {
 };
 static_assert(sizeof(OneMsr) == 8 + sizeof(kvm_msr_entry));
 
+// What KVM_GET_MSRS or KVM_SET_MSRS takes of a vCPU's MSRs, in their order, with their values; any number of
+// the others between them.
+Result<std::vector<kvm_msr_entry>> those_that_work(
+    int vcpu, const std::vector<kvm_msr_entry>& entries, unsigned long request, const char* name);
+
 class Vcpu {
 public:
     static Result<std::unique_ptr<Vcpu>> create(const KvmSystem& system, Vm& vm, unsigned index);
@@ -94,8 +99,6 @@ public:
 private:
     Vcpu() = default;
     Result<void> probe_msrs(const KvmSystem& system);
-    Result<std::vector<kvm_msr_entry>> those_that_work(
-        std::vector<kvm_msr_entry> entries, unsigned long request, const char* name) const;
     Result<void> get_msrs(state::Vcpu& out);
     enum class Msrs { kAll, kHarmless };
     Result<void> set_msrs(const state::Vcpu& in, Msrs which);

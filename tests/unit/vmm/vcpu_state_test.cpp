@@ -78,6 +78,33 @@ TEST_CASE("what crosses of the MSRs is those that can be read and set one by one
     CHECK(left == std::set<uint32_t>{0x10, 0x6e0}); // the TSC and its deadline have fields of their own
 }
 
+TEST_CASE("MSRs that KVM does not know leave out nothing else") {
+    auto one = OneVcpu::make();
+    if (!one) return;
+    std::vector<kvm_msr_entry> listed;
+    const auto add = [&](uint32_t msr) { listed.push_back({msr, 0, 0}); };
+    const auto unknown = [&] { add(0x12345678); };
+    constexpr std::array<uint32_t, 4> kKnown{0x10, 0x3b, 0x174, 0x277}; // TSC, TSC_ADJUST, SYSENTER_CS, PAT
+    unknown();
+    for (const uint32_t msr : kKnown) {
+        add(msr);
+        unknown();
+        unknown();
+    }
+    const auto found = those_that_work(one->vcpu->fd(), listed, kGetMsrs, "KVM_GET_MSRS");
+    REQUIRE(found);
+    std::vector<uint32_t> indices;
+    for (const kvm_msr_entry& entry : *found)
+        indices.push_back(entry.index);
+    CHECK(indices == std::vector<uint32_t>(kKnown.begin(), kKnown.end()));
+    CHECK(found->back().data == 0x0007040600070406); // PAT after a reset
+    // More than KVM takes at once.
+    const std::vector<kvm_msr_entry> many(1000, kvm_msr_entry{0x277, 0, found->back().data});
+    const auto set = those_that_work(one->vcpu->fd(), many, kSetMsrs, "KVM_SET_MSRS");
+    REQUIRE(set);
+    CHECK(set->size() == many.size());
+}
+
 TEST_CASE("a vCPU's state comes out of another vCPU as it went in") {
     auto from = OneVcpu::make(), to = OneVcpu::make();
     if (!from || !to) return;
