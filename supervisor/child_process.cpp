@@ -142,8 +142,13 @@ Result<ChildProcess> ChildProcess::spawn(
 }
 
 Result<ChildProcess> ChildProcess::find(pid_t pid) {
+    TRY_ASSIGN(UniqueFd pidfd, fd::pidfd_open(pid));
+    return find(pid, std::move(pidfd));
+}
+
+ChildProcess ChildProcess::find(pid_t pid, UniqueFd pidfd) {
     ChildProcess process;
-    TRY_ASSIGN(process.pidfd_, fd::pidfd_open(pid));
+    process.pidfd_ = std::move(pidfd);
     process.pid_ = pid;
     // A supervisor that was replaced by exec is still its parent.
     siginfo_t info{};

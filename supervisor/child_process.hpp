@@ -33,8 +33,10 @@ public:
     // stderr to last_words(), and of our descriptors only `fds`.
     static Result<ChildProcess> spawn(
         const OpenBinary& binary, const std::vector<std::string>& arguments, const std::vector<ChildFd>& fds);
-    // One that a former supervisor has started. The caller knows that the number still means that process.
+    // One that a former supervisor has started. The caller knows that the number still means that process, or
+    // has a pidfd that he got when it did.
     static Result<ChildProcess> find(pid_t pid);
+    static ChildProcess find(pid_t pid, UniqueFd pidfd);
 
     explicit operator bool() const { return static_cast<bool>(pidfd_); }
     bool alive() const;

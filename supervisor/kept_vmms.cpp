@@ -23,6 +23,14 @@ std::optional<FileId> id_of(const std::string& path) {
 
 } // namespace
 
+std::string kept_pidfd(pid_t pid) {
+    return std::string(kKeptPidfd) + std::to_string(pid);
+}
+
+std::string kept_session(pid_t pid) {
+    return std::string(kKeptSession) + std::to_string(pid);
+}
+
 std::vector<std::string> session_sockets(
     const std::vector<std::string>& paths, const handoff::NamedFds& kept) {
     std::vector<std::string> found;
@@ -46,8 +54,8 @@ Result<void> await_end_of_kept(const handoff::NamedFds& kept, Deadline deadline,
         }
         if (!fd::process_gone(file.get()))
             return Error(ErrorCode::kBusy, "the VMM with pid " + name.substr(kKeptPidfd.size()) +
-                                               " lives, but nobody answers at its socket in " + folder +
-                                               "; a second one is not started beside it");
+                                               " lives, but does not answer as this guest's (" + folder +
+                                               "); a second one is not started beside it");
     }
     return {};
 }

@@ -2,6 +2,8 @@
 // "session-PID", the socket that one listens at, as a file, or our end of a QEMU's monitor.
 #pragma once
 
+#include <sys/types.h>
+
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,6 +16,8 @@ namespace liveupdate::supervisor {
 
 inline constexpr std::string_view kKeptPidfd = "vmm-";
 inline constexpr std::string_view kKeptSession = "session-";
+std::string kept_pidfd(pid_t pid);   // "vmm-PID"
+std::string kept_session(pid_t pid); // "session-PID"
 
 // Those of `paths` that exist, and a path each for those that were kept and have another name or none. What
 // was kept outlives the folder that it was made in.

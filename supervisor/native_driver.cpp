@@ -206,9 +206,8 @@ void NativeDriver::kill() {
 std::vector<handoff::FdToSend> NativeDriver::keepsakes() const {
     std::vector<handoff::FdToSend> all;
     if (!vmm_ || !files_) return all;
-    const std::string number = std::to_string(vmm_.pid());
-    all.push_back({"vmm-" + number, vmm_.pidfd()});
-    all.push_back({"session-" + number, vmm_.session_file()});
+    all.push_back({kept_pidfd(vmm_.pid()), vmm_.pidfd()});
+    all.push_back({kept_session(vmm_.pid()), vmm_.session_file()});
     all.push_back({"baton", files_->baton_fd.get()});
     for (const auto& block : handoff::fds_of(files_->manifest))
         all.push_back(block);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "supervisor/kept_vmms.hpp"
 #include "systemd/notify.hpp"
 #include "systemd/restart.hpp"
 
@@ -19,8 +20,8 @@ constexpr const char* kSlice = "liveupdate.slice";
 bool is_known(const std::string& name) {
     const auto is = [&](const char* word) { return name == word; };
     return is("control") || is("baton") || is("previous") || is("witness") || is("firmware") ||
-           is("origin") || name.starts_with("ram") || name.starts_with("vmm-") ||
-           name.starts_with("session-");
+           is("origin") || name.starts_with("ram") || name.starts_with(kKeptPidfd) ||
+           name.starts_with(kKeptSession);
 }
 
 // A manager that does not listen is no reason to stop anything.
@@ -68,8 +69,8 @@ void Service::shelter(const StartedVmm& vmm) {
     const std::string number = std::to_string(vmm.pid);
     {
         const std::lock_guard lock(mutex_);
-        store({"vmm-" + number, vmm.pidfd});
-        if (vmm.session_file >= 0) store({"session-" + number, vmm.session_file});
+        store({kept_pidfd(vmm.pid), vmm.pidfd});
+        if (vmm.session_file >= 0) store({kept_session(vmm.pid), vmm.session_file});
     }
     const Deadline deadline = Deadline::after(kManagerTime);
     if (unit_) {

@@ -28,12 +28,12 @@ public:
     ~Service() = default;
 
     // By name: "control", "baton", "previous", the RAM blocks' names, and for each VMM "vmm-PID", its pidfd,
-    // and "session-PID", its session socket's file.
+    // and "session-PID", what a successor speaks to it through.
     handoff::NamedFds take_kept() { return std::move(kept_); }
 
     // From any thread, right after a VMM was started and before it is given anything: puts it into a scope of
-    // its own, its pidfd and its session socket's file into the store. What fails leaves it in the service's
-    // control group, with a warning: KillMode=process spares it there.
+    // its own, its pidfd and what a successor speaks to it through into the store. What fails leaves it in
+    // the service's control group, with a warning: KillMode=process spares it there.
     void shelter(const StartedVmm& vmm);
 
     // Exactly these are kept from now on, and what shelter() has kept and is not among them is not. Returns

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <filesystem>
 #include <optional>
@@ -60,13 +61,13 @@ std::vector<LivingQemu> all_with_life(const QemuFolder& folder) {
     return found;
 }
 
-void add_kept(const handoff::NamedFds& kept, std::vector<LivingQemu>& found) {
+std::vector<LivingQemu> all_of(const QemuFolder& folder, const handoff::NamedFds& kept) {
+    std::vector<LivingQemu> found = all_with_life(folder);
     for (const auto& [name, file] : kept) {
         if (!name.starts_with(kKeptPidfd)) continue;
-        const std::string_view digits = std::string_view(name).substr(kKeptPidfd.size());
-        const auto pid = number(digits);
+        const auto pid = number(std::string_view(name).substr(kKeptPidfd.size()));
         auto pidfd = fd::dup(file.get());
-        if (!pid || !pidfd) continue;
+        if (!pid || !pidfd || fd::process_gone(pidfd->get())) continue;
         auto known =
             std::find_if(found.begin(), found.end(), [&](const auto& each) { return each.pid == *pid; });
         if (known == found.end()) {
@@ -74,17 +75,17 @@ void add_kept(const handoff::NamedFds& kept, std::vector<LivingQemu>& found) {
             if (!qemu) continue;
             known = found.insert(found.end(), std::move(*qemu));
         }
-        const auto monitor = kept.find(std::string(kKeptSession) + std::string(digits));
+        const auto monitor = kept.find(kept_session(*pid));
         if (monitor == kept.end()) continue;
         if (auto end = fd::dup(monitor->second.get())) known->monitor = std::move(*end);
     }
+    return found;
 }
 
 } // namespace
 
 std::vector<LivingQemu> living_qemus(const QemuFolder& folder, const handoff::NamedFds& kept) {
-    std::vector<LivingQemu> found = all_with_life(folder);
-    add_kept(kept, found);
+    std::vector<LivingQemu> found = all_of(folder, kept);
     // Until it becomes another program, what a QEMU has forked looks like it.
     std::vector<pid_t> children;
     for (const LivingQemu& each : found) {
@@ -100,14 +101,17 @@ std::vector<LivingQemu> living_qemus(const QemuFolder& folder, const handoff::Na
     return found;
 }
 
-bool lives(const QemuFolder& folder, handoff::Participant participant) {
-    const auto all = all_with_life(folder);
-    return std::any_of(
-        all.begin(), all.end(), [&](const LivingQemu& each) { return each.participant == participant; });
+std::optional<handoff::BatonWord> word_of(const std::vector<LivingQemu>& qemus) {
+    for (const LivingQemu& each : qemus) {
+        const auto segment = fd::pidfd_getfd(each.pidfd.get(), kBatonFd);
+        if (!segment) continue;
+        if (const auto baton = handoff::Baton::map(segment->get())) return baton->read();
+    }
+    return std::nullopt;
 }
 
-void end_all_beside(const QemuFolder& folder, handoff::Participant owner) {
-    for (const LivingQemu& each : all_with_life(folder)) {
+void end_all_beside(const QemuFolder& folder, const handoff::NamedFds& kept, handoff::Participant owner) {
+    for (const LivingQemu& each : all_of(folder, kept)) {
         if (each.participant == owner) continue;
         static_cast<void>(fd::pidfd_send_signal(each.pidfd.get(), SIGKILL));
         pollfd polled{each.pidfd.get(), POLLIN, 0};

@@ -5,6 +5,7 @@
 
 #include <sys/types.h>
 
+#include <optional>
 #include <vector>
 
 #include "handoff/baton.hpp"
@@ -24,11 +25,12 @@ struct LivingQemu {
 // folder may have been removed. What a QEMU has forked is not among them.
 std::vector<LivingQemu> living_qemus(const QemuFolder& folder, const handoff::NamedFds& kept = {});
 
-// Whether the QEMU of that number lives.
-bool lives(const QemuFolder& folder, handoff::Participant participant);
+// Whose the guest is, as the first of them tells that has its word; empty when none has.
+std::optional<handoff::BatonWord> word_of(const std::vector<LivingQemu>& qemus);
 
-// Ends all of them but number `owner`, which has the guest, with SIGKILL; they are gone when it returns.
-void end_all_beside(const QemuFolder& folder, handoff::Participant owner);
+// Ends all of them, and what they have forked, but number `owner`, which has the guest; 0: all. With SIGKILL;
+// they are gone when it returns.
+void end_all_beside(const QemuFolder& folder, const handoff::NamedFds& kept, handoff::Participant owner);
 
 // Ends the destination of cpr-transfer that waits for its source, by closing the channel that it waits for:
 // it speaks at no monitor until then. One whose source has come already does not notice.

@@ -25,19 +25,26 @@ namespace {
 constexpr auto kLaunchTime = std::chrono::seconds(30);
 constexpr auto kAnswerTime = std::chrono::seconds(5);
 constexpr auto kFindTime = std::chrono::seconds(5);
-constexpr auto kOthersEndTime = std::chrono::seconds(3); // of QEMUs that have no monitor yet
+constexpr auto kOthersEndTime = std::chrono::seconds(3); // of QEMUs that are about to end
 constexpr auto kLook = std::chrono::milliseconds(50);
 constexpr auto kQuitTime = std::chrono::seconds(2);
 constexpr auto kPagesTime =
     std::chrono::seconds(60); // for the pages of an update by postcopy; then once more
-constexpr handoff::Participant kFirst = 1;
+constexpr handoff::Participant kFirst = 1, kNone = 0;
+
+bool may_have_guest(const handoff::BatonWord& word, handoff::Participant participant) {
+    const bool offered = word.state == handoff::BatonState::kOffered;
+    return word.state != handoff::BatonState::kFree &&
+           (word.owner == participant || (offered && word.heir == participant));
+}
 
 } // namespace
 
 QemuDriver::QemuDriver(const VmConfig& config, const Paths& paths)
     : config_(config), paths_(paths), folder_(paths.vm_runtime_dir(config.name) + "/qemu") {}
 
-// Of all QEMUs that a former supervisor has left, the owner runs the guest and all others end.
+// Of all QEMUs that a former supervisor has left, the owner runs the guest and all others end. Who neither
+// has the guest nor is offered it is not spoken to: it may be one that cannot answer, and need not.
 Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
     TRY(folder_.make());
     const Deadline settled = Deadline::after(kOthersEndTime);
@@ -56,7 +63,10 @@ Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
                                                        " lives, but cannot be adopted (" +
                                                        process.error().message + "); end it, or wait");
         };
-        for (LivingQemu& each : living_qemus(folder_, kept)) {
+        std::vector<LivingQemu> living = living_qemus(folder_, kept);
+        const auto word = word_of(living);
+        for (LivingQemu& each : living) {
+            if (word && !may_have_guest(*word, each.participant)) continue;
             const pid_t pid = each.pid;
             take(QemuProcess::find(std::move(each), Deadline::after(kFindTime)), pid);
         }
@@ -82,8 +92,9 @@ Result<Adoption> QemuDriver::adopt(const handoff::NamedFds& kept) {
         TRY_ASSIGN(const bool nobody, folder_.nobody_lives(Deadline::after(kLook)));
         anybody = !nobody;
         if (anybody && settled.passed())
-            return Error(ErrorCode::kBusy, "a QEMU of this VM lives, but none has a monitor of this "
-                                           "supervisor's; a second one is not started beside it");
+            return Error(ErrorCode::kBusy, "a QEMU of this VM lives that nobody can speak to, since another "
+                                           "version of liveupdate has started it or it belongs to another "
+                                           "user; a second one is not started beside it");
     }
     if (vmm_) return Adoption::kAdopted;
     TRY(await_end_of_kept(kept, settled, folder_.path()));
@@ -132,8 +143,6 @@ Result<void> QemuDriver::find_heir(std::vector<QemuProcess>& found) {
     const auto heir = std::find_if(
         found.begin(), found.end(), [&](const auto& each) { return each.participant() == word.heir; });
     if (word.state != handoff::BatonState::kOffered || heir == found.end()) return {};
-    if (lives(folder_, word.owner))
-        return Error(ErrorCode::kBusy, "the QEMU that has the guest lives, but has no monitor any more");
     TRY_ASSIGN(const bool whole, has_come_whole(*heir, Deadline::after(kPagesTime)));
     if (!whole) return {};
     if (!guest_->baton->take(word.heir))
@@ -156,6 +165,7 @@ Result<void> QemuDriver::take_owner(std::vector<QemuProcess> found, const handof
     if (auto owner = find_owner(found, kept); !owner) return fail(std::move(owner).error());
     if (!vmm_) {
         found.clear(); // none of these may run the guest
+        end_all_beside(folder_, kept, kNone);
         guest_.reset();
         return {};
     }
@@ -176,7 +186,7 @@ Result<void> QemuDriver::take_owner(std::vector<QemuProcess> found, const handof
     // The others end before the owner is made to run: a migration that was under way is over then.
     for (QemuProcess& process : found)
         if (process) process.kill();
-    end_all_beside(folder_, vmm_.participant());
+    end_all_beside(folder_, kept, vmm_.participant());
     if (word.state == handoff::BatonState::kOffered && !guest_->baton->take_back(word.owner))
         return fail({ErrorCode::kInternal, "the guest was taken while nobody was there to take it"});
     // A supervisor that died between the word and the guest's first instruction has not come to this.
@@ -305,11 +315,10 @@ void QemuDriver::drop_guest() {
 
 std::vector<handoff::FdToSend> QemuDriver::keepsakes() const {
     if (!vmm_ || !guest_) return {};
-    const std::string number = std::to_string(vmm_.pid());
     std::vector<handoff::FdToSend> all{
-        {std::string(kKeptPidfd) + number, vmm_.pidfd()}, {"baton", guest_->baton_fd.get()}};
+        {kept_pidfd(vmm_.pid()), vmm_.pidfd()}, {"baton", guest_->baton_fd.get()}};
     if (const int session = vmm_.session_file(); session >= 0)
-        all.push_back({std::string(kKeptSession) + number, session});
+        all.push_back({kept_session(vmm_.pid()), session});
     if (guest_->ram) all.push_back({kRamId, guest_->ram.get()});
     return all;
 }

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
 
 #include "handoff/base/fd.hpp"
 #include "handoff/base/listening.hpp"
@@ -33,6 +34,38 @@ Result<UniqueFd> take_fd_of(int pidfd, pid_t pid, int number) {
                  std::to_string(pid) + " (needs its user, or CAP_SYS_PTRACE)");
 }
 
+// Whether each message comes with the process that has sent it.
+Result<void> tell_senders(int socket, bool on) {
+    const int value = on ? 1 : 0;
+    if (::setsockopt(socket, SOL_SOCKET, SO_PASSCRED, &value, sizeof(value)) < 0)
+        return Error::from_errno("QEMU's monitor");
+    return {};
+}
+
+// A program that leaves the guest to a child of its own would be stopped and killed in place of that.
+Result<void> check_greeter(int socket, pid_t started) {
+    char byte = 0;
+    iovec data{&byte, 1};
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(ucred))];
+    msghdr message{};
+    message.msg_iov = &data;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof(control);
+    const ssize_t n = ::recvmsg(socket, &message, MSG_PEEK | MSG_DONTWAIT);
+    if (n < 0) return Error::from_errno("QEMU's monitor");
+    if (n == 0) return Error(ErrorCode::kPeerGone, "it has closed its monitor");
+    const cmsghdr* header = CMSG_FIRSTHDR(&message);
+    ucred sender{};
+    if (header != nullptr && header->cmsg_type == SCM_CREDENTIALS)
+        std::memcpy(&sender, CMSG_DATA(header), sizeof(sender));
+    if (sender.pid == started) return tell_senders(socket, false);
+    const std::string_view end = R"({"execute": "qmp_capabilities"}{"execute": "quit"})";
+    static_cast<void>(::send(socket, end.data(), end.size(), MSG_NOSIGNAL | MSG_DONTWAIT));
+    return Error(ErrorCode::kRefused, "it is no QEMU, but a program that starts one (process " +
+                                          std::to_string(sender.pid) + "); name QEMU itself as the binary");
+}
+
 // A process closes its sockets a moment before it ends.
 bool ended(int pidfd) {
     pollfd polled{pidfd, POLLIN, 0};
@@ -51,6 +84,7 @@ Result<QemuProcess> QemuProcess::spawn(const OpenBinary& binary,
     qemu.participant_ = participant;
     TRY_ASSIGN(auto ends, fd::socketpair(SOCK_STREAM));
     qemu.monitor_end_ = std::move(ends.first);
+    TRY(tell_senders(qemu.monitor_end_.get(), true));
     std::vector<std::string> arguments = guest_arguments;
     const auto monitor = monitor_arguments(participant);
     arguments.insert(arguments.end(), monitor.begin(), monitor.end());
@@ -79,6 +113,7 @@ Result<QemuProcess> QemuProcess::spawn(const OpenBinary& binary,
 Result<void> QemuProcess::greet(Deadline deadline, int cancel_fd) {
     const auto greeted = [&]() -> Result<void> {
         TRY(await_greeting(deadline, cancel_fd));
+        TRY(check_greeter(monitor_end_.get(), pid()));
         TRY_ASSIGN(monitor_, QmpChannel::open(std::move(monitor_end_), deadline, cancel_fd));
         return {};
     }();
@@ -131,22 +166,23 @@ Result<void> QemuProcess::look_again(Deadline deadline, int cancel_fd) {
 Result<QemuProcess> QemuProcess::find(LivingQemu living, Deadline deadline) {
     auto found = [&]() -> Result<QemuProcess> {
         QemuProcess qemu;
+        TRY_ASSIGN(UniqueFd pidfd, fd::dup(living.pidfd.get()));
         qemu.participant_ = living.participant;
         if (!living.monitor) {
             TRY_ASSIGN(living.monitor, take_fd_of(living.pidfd.get(), living.pid, kMonitorKeptFd));
         }
         TRY_ASSIGN(qemu.monitor_, QmpChannel::resume(std::move(living.monitor), deadline));
-        TRY(qemu.take_process(living.pid));
+        TRY(qemu.take_process(living.pid, std::move(pidfd)));
         return qemu;
     }();
     if (!found && ended(living.pidfd.get())) return Error(ErrorCode::kNotFound, "it has ended");
     return found;
 }
 
-// The monitor that answers proves that the number has not been taken by another process.
-Result<void> QemuProcess::take_process(pid_t pid) {
+// After its monitor has answered, which proves that the pidfd is of no other process.
+Result<void> QemuProcess::take_process(pid_t pid, UniqueFd pidfd) {
     TRY_ASSIGN(binary_, OpenBinary::of_process(pid));
-    TRY_ASSIGN(process_, ChildProcess::find(pid));
+    process_ = ChildProcess::find(pid, std::move(pidfd));
     return {};
 }
 
@@ -168,7 +204,7 @@ Result<QemuProcess> QemuProcess::attach(
         return Error(ErrorCode::kNotFound, socket.error().message);
     if (!socket) return std::move(socket).error();
     TRY_ASSIGN(const pid_t peer, peer_of(socket->get()));
-    const auto pidfd = fd::pidfd_open(peer);
+    auto pidfd = fd::pidfd_open(peer);
     if (!pidfd) return Error(ErrorCode::kNotFound, "whoever listened at " + socket_path + " has ended");
     if (expected != nullptr) {
         const auto ticks = start_ticks_of(peer);
@@ -181,7 +217,7 @@ Result<QemuProcess> QemuProcess::attach(
         return Error(ErrorCode::kNotFound, monitor.error().message);
     if (!monitor) return std::move(monitor).error();
     qemu.monitor_ = std::move(*monitor);
-    TRY(qemu.take_process(peer));
+    TRY(qemu.take_process(peer, std::move(*pidfd)));
     return qemu;
 }
 

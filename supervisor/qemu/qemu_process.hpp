@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "handoff/baton.hpp"
-#include "handoff/channel.hpp"
 #include "supervisor/child_process.hpp"
 #include "supervisor/open_binary.hpp"
 #include "supervisor/qemu/adopted.hpp"
@@ -82,7 +81,7 @@ public:
 private:
     Result<void> await_greeting(Deadline deadline, int cancel_fd);
     Result<void> await_cpr(const QemuFolder& folder, Deadline deadline, int cancel_fd);
-    Result<void> take_process(pid_t pid);
+    Result<void> take_process(pid_t pid, UniqueFd pidfd);
     Result<void> look_again(Deadline deadline, int cancel_fd);
     Error gone(const Error& error);
 

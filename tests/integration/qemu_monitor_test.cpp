@@ -9,6 +9,8 @@
 
 #include <filesystem>
 
+#include "supervisor/qemu/own_monitor.hpp"
+#include "supervisor/qemu/qemu_process.hpp"
 #include "tests/integration/qemu_checks.hpp"
 
 namespace liveupdate::tests {
@@ -83,6 +85,52 @@ TEST_CASE("what a supervisor has said is done before its successor is heard") {
     CHECK((*status)["status"] == "paused");
     monitor->close();
     start_successor(*vm, qemu); // makes it run again
+}
+
+// What a destination is that its supervisor has just started: it has the lock and the arguments, and says
+// nothing.
+Result<supervisor::ChildProcess> silent_qemu(
+    const supervisor::qemu::QemuFolder& folder, handoff::Participant participant) {
+    TRY_ASSIGN(const auto shell, supervisor::OpenBinary::open("/bin/sh"));
+    TRY_ASSIGN(const UniqueFd life, folder.life());
+    TRY_ASSIGN(const auto ends, fd::socketpair(SOCK_STREAM));
+    std::vector<std::string> arguments{"-c", "read x <&9"};
+    for (const std::string& each : supervisor::qemu::monitor_arguments(participant))
+        arguments.push_back(each);
+    using namespace supervisor::qemu;
+    return supervisor::ChildProcess::spawn(shell, arguments,
+        {{life.get(), kLifeFd}, {ends.first.get(), kMonitorFd}, {ends.second.get(), kMonitorKeptFd},
+            {ends.second.get(), 9}});
+}
+
+TEST_CASE("a QEMU that has nothing of the guest need not answer, and ends") {
+    NEEDS_QEMU();
+    const auto vm = started(qemu_guest());
+    const pid_t qemu = vm->vmm_pid();
+    vm->kill_supervisor();
+    const supervisor::qemu::QemuFolder folder(vm->runtime_directory() + "/qemu");
+    auto silent = silent_qemu(folder, 2);
+    REQUIRE_MESSAGE(silent, silent.error().message);
+    REQUIRE(LiveVm::eventually([&] { return supervisor::qemu::living_qemus(folder).size() == 2; }));
+    start_successor(*vm, qemu);
+    CHECK(!silent->alive());
+}
+
+TEST_CASE("a program that starts a QEMU is told from one, and neither is left") {
+    NEEDS_QEMU();
+    const TemporaryFolder place;
+    const supervisor::qemu::QemuFolder folder(place.at("qemu"));
+    REQUIRE(folder.make());
+    const auto shell = supervisor::OpenBinary::open("/bin/sh");
+    REQUIRE(shell);
+    const auto started = supervisor::qemu::QemuProcess::spawn(*shell,
+        {"-c", std::string(kQemuPath) + " -nodefaults -display none -machine none \"$@\" & wait", "qemu"},
+        supervisor::qemu::QemuProcess::Role::kFirst, 1, folder, {}, Deadline::after(std::chrono::seconds(60)),
+        -1);
+    REQUIRE(!started);
+    CHECK_MESSAGE(started.error().message.find("a program that starts one") != std::string::npos,
+        started.error().message);
+    CHECK(*folder.nobody_lives(Deadline::after(std::chrono::seconds(60))));
 }
 
 TEST_CASE("a QEMU whose monitor hangs is neither replaced nor given up") {

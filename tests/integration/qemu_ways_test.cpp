@@ -195,6 +195,7 @@ TEST_CASE("a supervisor that dies in a postcopy costs the guest nothing: its suc
 nlohmann::json migration_of(const LiveVm& vm, unsigned number) {
     const auto limit = Deadline::after(std::chrono::seconds(10));
     auto monitor = left_monitor(vm, number);
+    REQUIRE_MESSAGE(monitor, monitor.error().message);
     const auto answer = monitor->execute("query-migrate", nullptr, limit);
     REQUIRE_MESSAGE(answer, answer.error().message);
     return *answer;

@@ -5,12 +5,15 @@
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <thread>
 
 #include "handoff/base/fd.hpp"
 #include "supervisor/child_process.hpp"
+#include "supervisor/qemu/adopted.hpp"
 #include "supervisor/qemu/descriptors.hpp"
 #include "supervisor/qemu/own_monitor.hpp"
 #include "tests/support/temporary_folder.hpp"
@@ -24,7 +27,8 @@ namespace {
 struct World {
     World() { REQUIRE(folder.make()); }
 
-    ChildProcess start(handoff::Participant participant, const std::string& script = "read x <&9") const {
+    ChildProcess start(
+        handoff::Participant participant, const std::string& script = "read x <&9", int baton = -1) const {
         const auto shell = OpenBinary::open("/bin/sh");
         REQUIRE(shell);
         const auto life = folder.life();
@@ -32,8 +36,18 @@ struct World {
         std::vector<std::string> arguments{"-c", script};
         for (const std::string& each : monitor_arguments(participant))
             arguments.push_back(each);
-        auto child = ChildProcess::spawn(*shell, arguments, {{life->get(), kLifeFd}, {waits.first.get(), 9}});
+        std::vector<ChildFd> fds{{life->get(), kLifeFd}, {waits.first.get(), 9}};
+        if (baton >= 0) fds.push_back({baton, kBatonFd});
+        auto child = ChildProcess::spawn(*shell, arguments, fds);
         REQUIRE(child);
+        // Until it has become the shell it has another command line, and then none.
+        const auto is_shell = [&] {
+            const auto now = arguments_of(child->pid());
+            return now && own_monitor(*now);
+        };
+        const auto limit = Deadline::after(std::chrono::seconds(60));
+        while (!is_shell() && !limit.passed())
+            std::this_thread::yield();
         return std::move(*child);
     }
 
@@ -55,10 +69,8 @@ TEST_CASE("the QEMUs of a guest are found by the lock of its life, and no others
     CHECK(found[0].pid == first.pid());
     CHECK(found[1].pid == second.pid());
     CHECK(!found[0].monitor);
-    CHECK(lives(world.folder, 2));
-    CHECK(!lives(world.folder, 3));
     CHECK(!*world.folder.nobody_lives(Deadline::after({})));
-    end_all_beside(world.folder, 1);
+    end_all_beside(world.folder, {}, 1);
     CHECK(!second.alive());
     CHECK(first.alive());
     CHECK(living_qemus(world.folder).size() == 1);
@@ -78,8 +90,24 @@ TEST_CASE("what a QEMU has forked is not taken for it") {
     const auto found = living_qemus(world.folder);
     REQUIRE(found.size() == 1);
     CHECK(found[0].pid == qemu.pid());
-    end_all_beside(world.folder, 0); // the fork, too, has the lock
+    end_all_beside(world.folder, {}, 0); // the fork, too, has the lock
     CHECK(*world.folder.nobody_lives(limit));
+}
+
+TEST_CASE("whose the guest is, is told by any QEMU that has its word") {
+    const World world;
+    CHECK(!word_of(living_qemus(world.folder)));
+    const ChildProcess without = world.start(1);
+    CHECK(!word_of(living_qemus(world.folder)));
+    const auto segment = handoff::Baton::create_segment(7);
+    REQUIRE(segment);
+    const ChildProcess with = world.start(2, "read x <&9", segment->get());
+    auto baton = handoff::Baton::map(segment->get());
+    REQUIRE(baton);
+    REQUIRE(baton->claim(1));
+    const auto word = word_of(living_qemus(world.folder));
+    REQUIRE(word);
+    CHECK(*word == baton->read());
 }
 
 TEST_CASE(
@@ -102,4 +130,10 @@ TEST_CASE(
     CHECK(found[0].pid == qemu.pid());
     CHECK(found[0].monitor);
     CHECK(kept["session-" + number]); // it may be needed once more
+    ChildProcess ended = world.start(5);
+    kept["vmm-" + std::to_string(ended.pid())] = *fd::dup(ended.pidfd());
+    ended.kill();
+    CHECK(living_qemus(world.folder, kept).size() == 1);
+    end_all_beside(world.folder, kept, 0);
+    CHECK(!qemu.alive());
 }
