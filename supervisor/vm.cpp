@@ -217,6 +217,10 @@ nlohmann::json VmSupervisor::status() {
     if (restored_) j["restored"] = to_json(*restored_);
     if (lazy_ && state_ == State::kRunning) {
         const auto left = driver_->ram_to_come();
+        // What came while it was asked is waiting to be heard.
+        loop_.post([this] {
+            if (!vmm_sources_.empty()) vmm_spoke();
+        });
         if (restored_)
             j["restored"]["ram_to_fill"] = left ? nlohmann::json(left->bytes) : nlohmann::json(nullptr);
         lazy_ = !left || left->bytes > 0;

@@ -2,8 +2,11 @@
 // what a server that dies, falls silent or has something else comes to.
 #include <signal.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <thread>
+#include <vector>
 
 #include "handoff/base/fd.hpp"
 #include "handoff/save/reader.hpp"
@@ -189,8 +192,19 @@ TEST_CASE("a guest that has waited for its RAM for too long is given up, with th
     REQUIRE(server.up());
     restored(saved, server.uri(), {"--lazy", "--ram-timeout", "2s"});
     server.kill();
+    // What the VMM says of its own accord is heard, too, while it is always being asked something.
+    std::atomic<bool> over{false};
+    std::vector<std::jthread> askers(3);
+    for (std::jthread& asker : askers)
+        asker = std::jthread([&] {
+            while (!over)
+                static_cast<void>(saved.vm().status());
+        });
     const auto state = [&] { return saved.vm().status().value("state", ""); };
-    REQUIRE(LiveVm::eventually([&] { return state() == "lost"; }, std::chrono::seconds(60)));
+    const bool lost =
+        LiveVm::eventually([&] { return state() == "lost"; }, std::chrono::seconds(60));
+    over = true;
+    REQUIRE_MESSAGE(lost, saved.vm().status().dump());
     const std::string why = saved.vm().status().value("lost_reason", "");
     CHECK_MESSAGE(why.find("the guest has waited for ") != std::string::npos, why);
     CHECK_MESSAGE(why.find(saved.socket()) != std::string::npos, why);
