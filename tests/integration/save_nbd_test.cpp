@@ -201,8 +201,7 @@ TEST_CASE("a guest that has waited for its RAM for too long is given up, with th
                 static_cast<void>(saved.vm().status());
         });
     const auto state = [&] { return saved.vm().status().value("state", ""); };
-    const bool lost =
-        LiveVm::eventually([&] { return state() == "lost"; }, std::chrono::seconds(60));
+    const bool lost = LiveVm::eventually([&] { return state() == "lost"; }, std::chrono::seconds(60));
     over = true;
     REQUIRE_MESSAGE(lost, saved.vm().status().dump());
     const std::string why = saved.vm().status().value("lost_reason", "");
